@@ -18,7 +18,7 @@ pub use duration::{DurationText, parse as parse_duration};
 pub use invalid::InvalidField;
 pub use policy::{
     ClusterGpuModelPolicy, ClusterGpuModelPolicySpec, CommonSpec, GpuModelPolicy, GpuModelPolicySpec, HardPressureSpec,
-    PolicyMode, PressureSpec, ResidencyModeSpec, ResidencySpec, SoftPressureSpec, WarmWindowSpec,
+    PolicyMode, PressureSpec, ResidencyModeSpec, ResidencySpec, SoftPressureSpec, UnloadSpec, WarmWindowSpec,
 };
 pub use schema::{DefinitionError, FILES, STORAGE_VERSION, yaml};
 pub use selector::{LabelExpression, LabelOperator, LabelSelector};

@@ -183,6 +183,13 @@ pub struct ResidencySpec {
     /// where no policy sets it, and in each ClusterGpuModelPolicy that does not set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_resident: Option<DurationText>,
+    /// What an unload ends. `App`: the model, by the unload of its app; the process of the app may keep memory of its own,
+    /// such as a CUDA context. `Process`: the process of the app too, once no other model is in it, so that nothing stays on the
+    /// card; the next load takes longer. Where the process cannot be ended the unload is that of the app, and the policy
+    /// says so. `hush-server` always ends its process. Where several policies set it, `Process` holds. `App` where no policy
+    /// sets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unload: Option<UnloadSpec>,
     /// Windows of time in which another mode holds, such as office hours in which models are kept warm. Where several
     /// are open the strictest mode holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,6 +204,12 @@ pub enum ResidencyModeSpec {
     Idle,
     OnDemand,
     Adaptive,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum UnloadSpec {
+    App,
+    Process,
 }
 
 /// A window that opens at each time of a cron expression.

@@ -35,6 +35,8 @@ pub struct AcceptedConnection {
     pub peer: ConnectionPeer,
     pub phase: RequestPhase,
     pub scope: RouteScope,
+    /// The slots of all connections of the listener.
+    pub limit: ConnectionLimit,
 }
 
 /// Passes each connection to `serve_connection` until `shutdown` is cancelled. Then no connection is accepted, open ones may
@@ -77,7 +79,13 @@ pub async fn accept_connections<S, F>(
         }
 
         let peer = ConnectionPeer { address };
-        let serving = serve_connection(AcceptedConnection { stream, peer, phase: slot.phase.clone(), scope });
+        let serving = serve_connection(AcceptedConnection {
+            stream,
+            peer,
+            phase: slot.phase.clone(),
+            scope,
+            limit: limit.clone(),
+        });
         let cut_off = cut_off.clone();
         connections.spawn(async move {
             tokio::select! {

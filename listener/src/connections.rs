@@ -96,6 +96,12 @@ impl ConnectionLimit {
         self.admit_after(IDLE_AT_LEAST)
     }
 
+    /// Closes the connection that has been without a request for longest, so that its file becomes free. Returns whether
+    /// there is one.
+    pub fn close_longest_idle(&self) -> bool {
+        self.take_from_idle(IDLE_AT_LEAST).is_some()
+    }
+
     fn admit_after(&self, idle_at_least: Duration) -> ConnectionAdmission {
         let state = &self.state;
         if let Ok(permit) = Arc::clone(&state.served).try_acquire_owned() {

@@ -31,7 +31,7 @@ pub use holding_body::HoldingBody;
 pub use io::GuardedIo;
 pub use refusal::{ErrorFormat, FormatErrors, ListenerRefusal, code, format_errors};
 pub use request_id::{REQUEST_ID, request_id};
-pub use serve::{ListenOptions, serve};
+pub use serve::{ListenOptions, serve, serve_after_handshake};
 pub use service::{GuardedService, InRequest, RequestPhase, RouteScope};
 
 use std::time::Duration;

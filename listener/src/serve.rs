@@ -1,5 +1,8 @@
-//! The listener of the controller, which has no TLS and serves until it is dropped.
+//! The listeners of the controller, and of the sidecar's operations: they serve until they are dropped.
 
+use std::future::{Future, ready};
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ConnectInfo;
@@ -7,6 +10,7 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::connections::{ConnectionAdmission, ConnectionLimit, ConnectionSlot};
@@ -31,7 +35,22 @@ pub struct ListenOptions {
 
 /// Serves until the future is dropped. Each request carries the address of its peer as [`ConnectInfo`].
 pub async fn serve(listener: TcpListener, router: Router, options: ListenOptions) {
+    serve_after_handshake(listener, router, options, |stream| ready(Ok(stream))).await;
+}
+
+/// As [`serve`], with a handshake, such as that of TLS, at the beginning of each connection. It must end by itself when the
+/// client sends nothing.
+pub async fn serve_after_handshake<S, H>(
+    listener: TcpListener,
+    router: Router,
+    options: ListenOptions,
+    handshake: impl Fn(TcpStream) -> H + Send + Sync + 'static,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Future<Output = io::Result<S>> + Send + 'static,
+{
     let limit = ConnectionLimit::new(options.max_connections);
+    let handshake = Arc::new(handshake);
 
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -48,21 +67,28 @@ pub async fn serve(listener: TcpListener, router: Router, options: ListenOptions
             ConnectionAdmission::Overflow(slot) => (slot, RouteScope::ProbesOnly),
             ConnectionAdmission::Closed => continue,
         };
+        // A failure only delays answers.
+        let _ = stream.set_nodelay(true);
 
         let router = router.clone().layer(Extension(ConnectInfo(peer)));
-        tokio::spawn(connection(stream, router, slot, route, options));
+        let handshake = Arc::clone(&handshake);
+        tokio::spawn(async move {
+            let stream = tokio::select! {
+                stream = handshake(stream) => stream,
+                () = slot.phase.evicted() => return,
+            };
+            match stream {
+                Ok(stream) => serve_connection(stream, router, slot, route, options).await,
+                Err(error) => tracing::debug!(%error, %peer, "a handshake failed"),
+            }
+        });
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    router: Router,
-    slot: ConnectionSlot,
-    route: RouteScope,
-    options: ListenOptions,
-) {
-    // A failure only delays answers.
-    let _ = stream.set_nodelay(true);
+async fn serve_connection<S>(stream: S, router: Router, slot: ConnectionSlot, route: RouteScope, options: ListenOptions)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (idle_timeout, head_timeout) = match route {
         RouteScope::Everything => (IDLE_TIMEOUT, options.head_timeout),
         RouteScope::ProbesOnly => (OVERFLOW_TIMEOUT, OVERFLOW_TIMEOUT),

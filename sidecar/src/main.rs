@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use hush_log::{errorln, explain, outln};
 use hush_sidecar::app::App;
 use hush_sidecar::cli::{self, SidecarCli, SidecarCommand};
@@ -15,7 +14,8 @@ fn main() -> ExitCode {
         return code;
     }
 
-    match run(SidecarCli::parse()) {
+    let cli = SidecarCli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             errorln!("error: {}", explain(error.as_ref()));

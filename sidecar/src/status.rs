@@ -9,8 +9,8 @@ pub enum AppStatus {
     Unsuitable { cause: String },
     /// The app answers.
     Running { version: Option<String> },
-    /// The sidecar starts the app itself, and the app does not run, or is not ready yet: a request for its model starts
-    /// it.
+    /// The sidecar starts the app itself, and the app does not run, or is not ready yet, because its models are unloaded: a
+    /// request for one of them starts it.
     Stopped,
 }
 

@@ -9,10 +9,11 @@ mod connection;
 mod credential;
 mod pool;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -27,6 +28,7 @@ use crate::app::{AppAnswer, AppRequest};
 
 pub use connection::{AnswerBody, ConnectionWatch, UpstreamAnswer};
 pub use credential::UpstreamCredential;
+pub use pool::IDLE_UPSTREAM_MAX;
 
 use connection::{SendFailure, UpstreamConnection};
 use pool::UpstreamPool;
@@ -127,6 +129,8 @@ struct UpstreamInner {
     authority: String,
     host: HeaderValue,
     pool: UpstreamPool,
+    /// The app on its other ports, of which it has a few.
+    other_ports: Mutex<HashMap<u16, Upstream>>,
 }
 
 impl fmt::Debug for Upstream {
@@ -178,13 +182,17 @@ impl Upstream {
         let host = HeaderValue::try_from(&authority).unwrap_or(HeaderValue::from_static("localhost"));
         let pool = UpstreamPool::new(settings.idle_timeout);
 
-        Self { inner: Arc::new(UpstreamInner { settings, authority, host, pool }) }
+        let other_ports = Mutex::default();
+        Self { inner: Arc::new(UpstreamInner { settings, authority, host, pool, other_ports }) }
     }
 
-    /// The same app on another of its ports, with connections of its own.
+    /// The same app on another of its ports, with connections of its own, which are kept as those of the first port are.
     #[must_use]
     pub fn with_port(&self, port: u16) -> Self {
-        Self::new(UpstreamSettings { port, ..self.inner.settings.clone() })
+        let mut others = self.inner.other_ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = others.entry(port);
+
+        other.or_insert_with(|| Self::new(UpstreamSettings { port, ..self.inner.settings.clone() })).clone()
     }
 
     pub fn settings(&self) -> &UpstreamSettings {
@@ -322,7 +330,33 @@ async fn read_bounded(mut body: AnswerBody) -> Result<Bytes, UpstreamError> {
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    #[tokio::test]
+    async fn calls_to_another_port_share_a_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answering = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut scratch = [0; 4096];
+            while stream.read(&mut scratch).await.unwrap() > 0 {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n0").await.unwrap();
+            }
+        });
+
+        let upstream = Upstream::new(UpstreamSettings::new("127.0.0.1", 1));
+        let (method, path, timeout) = (Method::GET, "/metrics".to_owned(), Duration::from_secs(5));
+        let request = AppRequest { method, path, body: None, timeout };
+        for _ in 0..3 {
+            assert_eq!(upstream.with_port(port).call(&request).await.unwrap().body, "0");
+        }
+        // It accepts no second one.
+        answering.abort();
+    }
 
     #[test]
     fn addresses_of_apps() {

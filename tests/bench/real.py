@@ -231,15 +231,22 @@ def first_token(row: Row, runs: int) -> None:
         row(f"unloaded -> first token, ms: encoder context {name}", f"{min(figures):.0f} / {statistics.median(figures):.0f} / {max(figures):.0f}", "goal 350 where the full window takes 600" if name == "auto" else "")
 
 
-def run(row: Row, clip_count: int = 40, runs: int = 5) -> None:
-    """`clip_count`: recordings of each of the five languages."""
+PARTS = ("short", "long", "at-once", "first-token")
+
+
+def run(row: Row, clip_count: int = 40, runs: int = 5, parts: Iterable[str] = PARTS) -> None:
+    """`clip_count`: recordings of each of the five languages. `parts`: those of PARTS that are measured."""
     if not (REAL / "weights/base").is_dir() or not (REAL / "voices").is_dir():
         print("real speech: skipped, because there are no weights and voices here: run `make test-real` where they can be fetched")
         return
     print("real weights (base) on real voices, beside faster-whisper 1.2.1, both in int8 with 2 threads, greedy; Hush over HTTP")
     install()
     with tempfile.TemporaryDirectory() as scratch:
-        short_clips(row, clip_count)
-        long_audio(row, pathlib.Path(scratch), runs)
-        at_once(row, runs)
-        first_token(row, runs)
+        measures = {
+            "short": lambda: short_clips(row, clip_count),
+            "long": lambda: long_audio(row, pathlib.Path(scratch), runs),
+            "at-once": lambda: at_once(row, runs),
+            "first-token": lambda: first_token(row, runs),
+        }
+        for part in parts:
+            measures[part]()

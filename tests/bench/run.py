@@ -1,8 +1,9 @@
 """Hush's figures, each beside the peer it is compared with, measured in the same run. `make bench` prepares and calls it.
 
-usage: run.py [SECTION...] [--clips N] [--runs N]
+usage: run.py [SECTION...] [--clips N] [--runs N] [--parts PART...]
 sections: wer speed batch words overhead cold memory health hours controller fleet cuda real storm sidecar (all by default)
 --clips, --runs: less of `real`: recordings of each language (40), runs of long recordings (5)
+--parts: parts of `real`: short long at-once first-token (all by default)
 """
 import argparse
 import concurrent.futures
@@ -376,8 +377,9 @@ def main() -> None:
     arguments.add_argument("sections", nargs="*")
     arguments.add_argument("--clips", type=int, default=40)
     arguments.add_argument("--runs", type=int, default=5)
+    arguments.add_argument("--parts", nargs="+", choices=real.PARTS, default=real.PARTS)
     chosen = arguments.parse_args()
-    sections = SECTIONS | {"real": lambda: real.run(row, chosen.clips, chosen.runs)}
+    sections = SECTIONS | {"real": lambda: real.run(row, chosen.clips, chosen.runs, chosen.parts)}
     CACHE.mkdir(parents=True, exist_ok=True)
     for name in chosen.sections or sections:
         if name not in sections:

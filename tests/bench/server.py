@@ -27,6 +27,15 @@ def hush(*args: str) -> str:
     return subprocess.run([BINARY, *args], env=environment(), check=True, text=True, stdout=subprocess.PIPE).stdout
 
 
+def log_entry(line: str) -> dict:
+    """A line of the log. Libraries and the process's end write lines that are no JSON, and no entry of the log."""
+    with contextlib.suppress(ValueError):
+        entry = json.loads(line)
+        if isinstance(entry, dict):
+            return entry
+    return {"message": line.rstrip("\n")}
+
+
 class Server:
     def __init__(self, *args: str):
         levels = "info,hush_server::residency=debug"
@@ -40,7 +49,7 @@ class Server:
 
         def read() -> None:
             for line in self.process.stderr:
-                entry = json.loads(line)
+                entry = log_entry(line)
                 self.log.append(entry)
                 if "api" in entry and "ops" in entry:
                     self.api, self.ops = (f"http://{entry[k]}" for k in ("api", "ops"))

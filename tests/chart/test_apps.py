@@ -37,7 +37,8 @@ def words(container: dict) -> list[str]:
 @unittest.skipUnless(HELM.exists(), f"there is no helm at {HELM}: `make helm` builds it")
 class Examples(unittest.TestCase):
     def each(self):
-        self.assertEqual([path.stem for path in APPS], ["app-comfyui", "app-ollama", "app-process", "app-triton", "app-vllm"])
+        self.assertEqual([path.stem for path in APPS], ["app-comfyui", "app-ollama", "app-process", "app-process-unload",
+                                                          "app-triton", "app-vllm"])
         for path in APPS:
             documents = rendered("--values", path)
             found = list(apps(documents))
@@ -146,6 +147,27 @@ class Modes(unittest.TestCase):
         self.assertIn("--mode=process", app["args"][:end])
         self.assertEqual(app["resources"]["limits"], {"nvidia.com/gpu": 1})
 
+    def test_an_app_that_its_sidecar_starts_is_unloaded_by_its_api_and_can_be_ended(self):
+        pod = pod_of(rendered("--values", CHART / "examples/app-process-unload.yaml"), "hush-comfyui")
+        (app,) = pod["spec"]["containers"]
+        self.assertEqual([container["name"] for container in pod["spec"]["initContainers"]], ["copy-sidecar"])
+        end = app["args"].index("--")
+        for argument in ("--app=comfyui", "--mode=api", "--unload=process", "--upstream=http://127.0.0.1:8188"):
+            self.assertIn(argument, app["args"][:end])
+        self.assertEqual(app["args"][end + 1:end + 3], ["python3", "main.py"])
+        self.assertEqual(app["lifecycle"]["preStop"]["sleep"]["seconds"], 5)
+
+    def test_parameters_of_a_description(self):
+        launch = "{model_engine: vllm, model_name: qwen2.5}"
+        documents = rendered("--values", values(
+            f"apps: [{{name: x, kind: xinference, image: 'x/y:1', port: 9997, parameters: {{launch: {launch}}}, "
+            "models: [one, {name: two, parameters: {launch: {model_name: other}}}]}]\n"))
+        config = yaml.safe_load(the(documents, "ConfigMap", "hush-x")["data"]["config.yaml"])
+        self.assertEqual(config, {
+            "models": [{"name": "one"}, {"name": "two", "parameters": {"launch": {"model_name": "other"}}}],
+            "parameters": {"launch": {"model_engine": "vllm", "model_name": "qwen2.5"}},
+        })
+
     def test_a_description_of_ones_own(self):
         documents = rendered("--values", values(
             "apps:\n- {name: own, description: 'name: own', image: 'x/y:1', port: 8000, models: [m]}\n"))
@@ -197,9 +219,41 @@ class Modes(unittest.TestCase):
         egress = the(documents, "NetworkPolicy", "hush-controller")["spec"]["egress"]
         self.assertIn(9001, [port["port"] for rule in egress for port in rule["ports"]])
 
-    def test_an_operations_port_with_tls_is_not_promised(self):
-        done = template("--values", values(f"apps: [{SMALL}]\nopsTls: {{secretName: ops}}\n"))
-        self.assertIn("apps[0]: hush-sidecar serves its operations port without TLS", done.stderr)
+    def test_both_ports_of_the_sidecar_with_tls(self):
+        secured = "opsTls: {secretName: ops}\nmonitoring: {serviceMonitor: {enabled: true}}\napp: {tls: {name: chat-tls}}\n"
+        for mode in ("api", "process"):
+            with self.subTest(mode):
+                app = SMALL if mode == "api" else SMALL.replace("}", ", mode: process, command: [run]}", 1)
+                documents = rendered("--values", values(f"apps: [{app}]\n{secured}"))
+                pod = pod_of(documents, "hush-chat")
+                self.assertEqual(pod["metadata"]["annotations"]["gpu.hush.dev/ops-scheme"], "https")
+
+                sidecar = next(c for c in containers(pod) if any("--ops-listen" in a for a in c.get("args", [])))
+                for name, folder in (("tls", "hush-tls"), ("ops-tls", "hush-ops-tls")):
+                    self.assertIn(f"--{name}-cert=/var/run/secrets/{folder}/tls.crt", sidecar["args"])
+                    self.assertIn(f"--{name}-key=/var/run/secrets/{folder}/tls.key", sidecar["args"])
+                    self.assertIn({"name": name, "mountPath": f"/var/run/secrets/{folder}", "readOnly": True}, sidecar["volumeMounts"])
+                found = {v["name"]: v["secret"]["secretName"] for v in pod["spec"]["volumes"] if "secret" in v}
+                self.assertEqual((found["tls"], found["ops-tls"]), ("chat-tls", "ops"))
+                for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                    self.assertEqual(sidecar[probe]["httpGet"]["scheme"], "HTTPS", probe)
+
+                endpoint = the(documents, "ServiceMonitor", "hush-app")["spec"]["endpoints"][0]
+                self.assertEqual((endpoint["scheme"], endpoint["tlsConfig"]["ca"]["secret"]["name"]), ("https", "ops"))
+
+    def test_without_tls_there_is_no_word_of_it(self):
+        documents = rendered("--values", values(f"apps: [{SMALL}]\nmonitoring: {{serviceMonitor: {{enabled: true}}}}\n"))
+        pod = str(pod_of(documents, "hush-chat"))
+        for word in ("tls", "HTTPS", "ops-scheme"):
+            self.assertNotIn(word, pod)
+        self.assertNotIn("scheme", the(documents, "ServiceMonitor", "hush-app")["spec"]["endpoints"][0])
+
+    def test_the_apps_own_metrics_are_scraped_where_asked_for(self):
+        monitor = "monitoring: {serviceMonitor: {enabled: true, appMetrics: true}}\n"
+        documents = rendered("--values", values(f"apps: [{SMALL}]\n{monitor}"))
+        endpoints = the(documents, "ServiceMonitor", "hush-app")["spec"]["endpoints"]
+        self.assertEqual([e.get("path") for e in endpoints], [None, "/app/metrics"])
+        self.assertEqual({e["port"] for e in endpoints}, {"ops"})
 
     def test_two_apps_are_two_of_everything_but_the_account(self):
         other = SMALL.replace("chat", "draft").replace("11435", "11436")
@@ -251,6 +305,9 @@ class Refused(unittest.TestCase):
             (app("kind: ''"), "apps[0].kind is empty"),
             (app("description: 'name: x'"), "exclude each other"),
             (app("mode: process"), "apps[0].command is empty"),
+            (app("startApp: true"), "apps[0].command is empty"),
+            (app("unload: process"), "apps[0].unload: process ends the process"),
+            (app("unload: all"), "unload"),
             (app("readyPath: /health"), "apps[0].readyPath is only for mode: process"),
             (app("name: controller"), "choose another name"),
             (app("name: server"), "choose another name"),

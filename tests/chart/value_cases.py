@@ -256,6 +256,7 @@ app:
   args: [--verbose]
   port: 11435
   models: [one, two]
+  parameters: {kind: x}
   extraEnv: [{name: OLLAMA_HOST, value: "127.0.0.1:11435"}]
   envFrom: [{secretRef: {name: from}}]
   sidecar:
@@ -305,7 +306,7 @@ apps: [{name: chat}]
         f"{SIDECAR}.args": Has("--app=ollama", "--upstream=http://127.0.0.1:11435", "--config=/etc/hush/config.yaml", "--cold-hold=90s",
                                "--admin-account=ops:robot", "--admin-account=hush:hush-controller",
                                "--admin-token-file=/var/run/secrets/hush-admin/word", "--drain-timeout=90s"),
-        "ConfigMap/hush-chat data.config\\.yaml": "models:\n- name: one\n- name: two\n",
+        "ConfigMap/hush-chat data.config\\.yaml": "models:\n- name: one\n- name: two\nparameters:\n  kind: x\n",
         f"{APP_HERE}.env[OLLAMA_HOST].value": "127.0.0.1:11435", f"{SIDECAR}.env[OLLAMA_HOST]": ABSENT,
         f"{APP_HERE}.envFrom": [{"secretRef": {"name": "from"}}], f"{SIDECAR}.envFrom": [{"configMapRef": {"name": "settings"}}],
         f"{SIDECAR}.image": "own-sidecar:v2", f"{SIDECAR}.env[ONE].value": "1", f"{SIDECAR}.resources.limits": {"memory": "128Mi"},
@@ -336,10 +337,12 @@ apps: [{name: chat}]
 app: {image: "x/y:1", port: 8000, models: [m]}
 apps:
 - {name: chat, mode: process, command: [serve], readyPath: /up, podDisruptionBudget: {enabled: false}, gpu: {count: 0, visibleDevices: GPU-a}}
+- {name: started, kind: vllm, startApp: true, unload: process, command: [serve], readyPath: /up}
 - {name: own, description: "name: own", replicas: null, sidecar: {image: {digest: "sha256:%s"}}, gpu: {enabled: false}}
 - {name: claimed, kind: vllm, gpu: {count: 0}, resourceClaims: [{name: gpu, resourceClaimName: the-gpu}, {name: more, resourceClaimTemplateName: t}], resources: {claims: [{name: gpu}]}}
 """ % ("2" * 64), {
         f"{APP_HERE}.args": Has("--app=process", "--mode=process", "--ready=/up", "--", "serve"), f"{APP} {POD}.initContainers[copy-sidecar].image": "hush-sidecar:0.1.0",
+        f"Deployment/hush-started {POD}.containers[app].args": Has("--app=vllm", "--mode=api", "--unload=process", "--ready=/up", "--", "serve"),
         f"{APP_HERE}.env[NVIDIA_VISIBLE_DEVICES].value": "GPU-a", f"{APP_HERE}.resources.limits": ABSENT,
         "PodDisruptionBudget/hush-chat metadata": ABSENT, "ConfigMap/hush-own data.app\\.yaml": "name: own\n",
         f"Deployment/hush-own {POD}.initContainers[sidecar].image": f"hush-sidecar@sha256:{'2' * 64}", "Deployment/hush-own spec.replicas": ABSENT,

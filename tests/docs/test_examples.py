@@ -42,6 +42,8 @@ def kind(content) -> str:
         return "world"
     if "models" in content and content["models"] in ("named", "one"):
         return "app"
+    if "attributionBytes" in content:
+        return "sidecar"
     values = json.loads((ROOT / "charts/hush/values.schema.json").read_text())["properties"]
     return "values" if set(content) <= set(values) else "config"
 
@@ -103,6 +105,10 @@ class Examples(unittest.TestCase):
         elif what == "app":
             # Beyond the schema, the tests of the sidecar check it.
             jsonschema.validate(documents[0], json.loads((ROOT / "docs/app-description.schema.json").read_text()))
+        elif what == "sidecar":
+            # The file is read before the limits of the command line are checked.
+            status, printed = self.sandbox.run(f"hush-sidecar --app ollama --upstream http://127.0.0.1:1 --config {file} --max-queue 0")
+            self.assertEqual((status, "--max-queue 0: it must be" in printed), (1, True), f"{block.place}\n{printed}")
         elif what == "targets":
             empty = self.sandbox.folder / "none.yaml"
             empty.write_text("apiVersion: gpu.hush.dev/v1beta1\nkind: GpuModelPolicy\nmetadata: {name: none}\n"

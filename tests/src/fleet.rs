@@ -263,6 +263,7 @@ impl FleetState {
             vram_before_bytes: Some(member.vram_bytes),
             reclaimed_bytes,
             residual_bytes: Some(0),
+            process: None,
             drain_seconds: 0.0,
             exit_seconds: 0.0,
             verify_seconds: Some(0.0),

@@ -186,9 +186,6 @@
 {{- if or (has .server.fullname $others) (has $name (list "controller" "server" "app")) }}
 {{- fail (printf "%s.name: the release has objects of the name %s already; choose another name" $field .server.fullname) }}
 {{- end }}
-{{- if .root.Values.opsTls.secretName }}
-{{- fail (printf "%s: hush-sidecar serves its operations port without TLS, and opsTls.secretName asks for it: install apps in a release without opsTls" $field) }}
-{{- end }}
 {{- if not $values.image }}
 {{- fail (printf "%s.image is empty: write the image of the app with its registry and tag" $field) }}
 {{- end }}
@@ -204,16 +201,18 @@
 {{- if and $values.kind $values.description }}
 {{- fail (printf "%s: kind and description exclude each other" $field) }}
 {{- end }}
-{{- if eq $values.mode "process" }}
-{{- if not $values.command }}
-{{- fail (printf "%s.command is empty: with mode: process the sidecar starts the app, and does not know the command of its image" $field) }}
+{{- if and (or (eq $values.mode "process") $values.startApp) (not $values.command) }}
+{{- fail (printf "%s.command is empty: with mode: process or startApp the sidecar starts the app, and does not know the command of its image" $field) }}
 {{- end }}
-{{- else }}
+{{- if and (eq $values.unload "process") (not $values.startApp) (ne $values.mode "process") }}
+{{- fail (printf "%s.unload: process ends the process of the app at an unload, which needs startApp: true or mode: process" $field) }}
+{{- end }}
+{{- if ne $values.mode "process" }}
 {{- if not (or $values.kind $values.description) }}
 {{- fail (printf "%s.kind is empty: write which app it is, as in kind: ollama, or a description, or mode: process" $field) }}
 {{- end }}
-{{- if $values.readyPath }}
-{{- fail (printf "%s.readyPath is only for mode: process" $field) }}
+{{- if and $values.readyPath (not $values.startApp) }}
+{{- fail (printf "%s.readyPath is only for mode: process and startApp" $field) }}
 {{- end }}
 {{- end }}
 {{- include "hush.checks.labels" (list (printf "%s.podLabels" $field) $values.podLabels) }}

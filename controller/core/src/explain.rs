@@ -35,7 +35,14 @@ pub fn explain(step: &StepContext<'_>) -> (Vec<RuleSet>, Vec<ModelPlan>) {
         });
 
         let key = &entry.model.key;
-        models.push(ModelPlan { server: key.server.clone(), model: key.model.clone(), rules, idle_timeout_ms });
+        let unload = entry.rules.as_ref().map(|rules| rules.unload().value).unwrap_or_default();
+        models.push(ModelPlan {
+            server: key.server.clone(),
+            model: key.model.clone(),
+            rules,
+            idle_timeout_ms,
+            process_stays: unload.is_out_of_reach(entry.model.process_ending),
+        });
     }
 
     (sets, models)
@@ -48,6 +55,7 @@ fn rule_set(step: &StepContext<'_>, index: usize, rules: &ModelRules) -> RuleSet
         residency: sourced(step, rules.residency()),
         window: rules.window().map(name),
         priority: sourced(step, rules.priority()),
+        unload: sourced(step, rules.unload()),
         min_resident_ms: whole_milliseconds(rules.min_resident().value),
         min_loaded: rules.min_loaded().value,
     }

@@ -14,7 +14,8 @@
 //! A module uses modules of the layers above its own, and no others. A test compares this list with the sources.
 //!
 //! ```text
-//! values:   amount duration_text residency time world
+//! values:   amount duration_text residency time
+//! observed: world
 //! inputs:   selector warm_window
 //! fields:   policy_fields
 //! policies: policy
@@ -79,7 +80,7 @@ pub use policy_fields::{
     FieldValue, MergedSpec, ModelRules, POLICY_FIELDS, PickedValue, PolicyField, PolicySpec, WrittenKind, WrittenValue,
 };
 pub use pressure_timers::PressureMemory;
-pub use residency::PolicyResidency;
+pub use residency::{PolicyResidency, PolicyUnload, ProcessEnding};
 pub use rule_explanation::{FieldExplanation, MatchingPolicy, RequestedValue, RuleExplanation, explain_rules};
 pub use selector::{Glob, Selector, SelectorExpression, SelectorOperator};
 pub use step::step;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::residency::PolicyResidency;
+use crate::residency::{PolicyResidency, PolicyUnload};
 use crate::time::whole_seconds;
 use crate::world::{GpuId, ModelKey, ObservedModel, ServerName};
 
@@ -46,6 +46,9 @@ pub struct Decision {
     /// How long the model stays unloaded afterwards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_seconds: Option<u64>,
+    /// What the server is asked to end beside the model; left out where its unloads end the process anyway, or cannot.
+    #[serde(skip_serializing_if = "PolicyUnload::is_app")]
+    pub unload: PolicyUnload,
     /// The memory that the model holds (unload) or needs (load).
     pub vram_bytes: u64,
     pub dry_run: bool,
@@ -96,6 +99,7 @@ impl Decision {
             if_idle_seconds: None,
             drain_seconds: None,
             hold_seconds: None,
+            unload: PolicyUnload::App,
             vram_bytes: model.sample.vram_bytes,
             dry_run: false,
         }
@@ -163,6 +167,7 @@ pub struct RuleSet {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<String>,
     pub priority: SourcedValue<i32>,
+    pub unload: SourcedValue<PolicyUnload>,
     pub min_resident_ms: u64,
     pub min_loaded: u32,
 }
@@ -180,6 +185,20 @@ pub struct ModelPlan {
     /// leave because it is idle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_timeout_ms: Option<SourcedValue<u64>>,
+    /// The rules ask for the end of its app's process at an unload, and the server cannot end it: the unload is that of
+    /// the app.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub process_stays: bool,
+}
+
+impl Plan {
+    /// What an unload of this model ends by the rules in force, as a command asks for it.
+    pub fn commanded_unload(&self, model: &ObservedModel) -> PolicyUnload {
+        let is_model = |plan: &&ModelPlan| plan.server == model.key.server && plan.model == model.key.model;
+        let rules = self.models.iter().find(is_model).and_then(|plan| self.rules.get(plan.rules?));
+
+        rules.map_or(PolicyUnload::App, |rules| rules.unload.value.commanded(model.process_ending))
+    }
 }
 
 /// An enum that is written as the names of its variants.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::amount::MemoryAmount;
-use crate::residency::PolicyResidency;
+use crate::residency::{PolicyResidency, PolicyUnload};
 use crate::time::whole_milliseconds;
 use crate::warm_window::WarmWindow;
 
@@ -25,6 +25,7 @@ pub struct PickedValue<T> {
 #[serde(rename_all = "camelCase")]
 pub enum FieldValue {
     Mode(PolicyResidency),
+    Unload(PolicyUnload),
     Milliseconds(u64),
     Bytes(u64),
     Number(i64),
@@ -34,6 +35,7 @@ pub enum FieldValue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WrittenValue {
     Mode(PolicyResidency),
+    Unload(PolicyUnload),
     Duration(Duration),
     Amount(MemoryAmount),
     Number(i64),
@@ -43,6 +45,7 @@ pub enum WrittenValue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WrittenKind {
     Mode,
+    Unload,
     Duration,
     Amount,
     Number,
@@ -85,6 +88,28 @@ impl SpecValue for PolicyResidency {
 
     fn from_written(value: WrittenValue) -> Option<Self> {
         if let WrittenValue::Mode(mode) = value { Some(mode) } else { None }
+    }
+}
+
+impl SpecValue for PolicyUnload {
+    type Resolved = Self;
+
+    const KIND: WrittenKind = WrittenKind::Unload;
+
+    fn resolve(self, _: Option<u64>) -> Option<Self> {
+        Some(self)
+    }
+
+    fn field_value(value: Self) -> FieldValue {
+        FieldValue::Unload(value)
+    }
+
+    fn written(self) -> WrittenValue {
+        WrittenValue::Unload(self)
+    }
+
+    fn from_written(value: WrittenValue) -> Option<Self> {
+        if let WrittenValue::Unload(unload) = value { Some(unload) } else { None }
     }
 }
 
@@ -374,6 +399,13 @@ policy_fields! {
         merge: least,
         default: always(Duration::ZERO),
         cluster_policy: default_bounds,
+    }
+    /// What an unload ends.
+    unload: PolicyUnload {
+        path: "residency.unload",
+        merge: greatest,
+        default: always(PolicyUnload::App),
+        cluster_policy: only_written,
     }
     /// There is hard pressure while less than this is available.
     hard_below: MemoryAmount {

@@ -87,10 +87,15 @@ impl<'a> StepContext<'a> {
         policy: usize,
         terms: UnloadTerms,
     ) {
-        let model = self.entry(index).model;
+        let entry = self.entry(index);
+        let model = entry.model;
+        let unload = entry.rules.as_ref().map(|rules| rules.unload().value).unwrap_or_default();
+        let unload = unload.commanded(model.process_ending);
+
         gpu.freed = gpu.freed.saturating_add(model.sample.vram_bytes);
         self.decided[index] = true;
-        self.decisions.push(Decision::unload(model, reason, self.table.policy_name(policy), terms));
+        let decision = Decision::unload(model, reason, self.table.policy_name(policy), terms);
+        self.decisions.push(Decision { unload, ..decision });
     }
 
     /// Decides to load the model; `policy` is the index of the policy whose value decided.

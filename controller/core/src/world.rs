@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::residency::ProcessEnding;
+
 /// Labels of a pod or a namespace.
 pub type Labels = BTreeMap<String, String>;
 
@@ -107,6 +109,8 @@ pub struct ObservedModel {
     /// The kind of the program that serves the model, such as `whisper` or `ollama`: for users alone, no decision rests on
     /// it.
     pub app: String,
+    /// What an unload can do about the process of that program.
+    pub process_ending: ProcessEnding,
     pub labels: Labels,
     pub sample: ModelSample,
     pub sample_age: Duration,

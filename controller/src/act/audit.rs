@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use hush_contract::admin::ProcessOutcome;
 use hush_core::{Decision, PolicyKey};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -96,10 +97,11 @@ fn log_command(record: &CommandRecord) {
     let seconds = format!("{:.3}", record.seconds);
 
     match &record.outcome {
-        CommandResult::Unloaded { reclaimed_bytes, residual_bytes } => {
+        CommandResult::Unloaded { reclaimed_bytes, residual_bytes, process } => {
             let came_back = reclaimed_bytes.map_or_else(|| "not measured".to_owned(), gib);
             let residual = residual_bytes.filter(|bytes| *bytes > 0).map(gib);
-            tracing::info!(%server, model, %reason, policy, came_back, residual, seconds, "unloaded");
+            let process = process.map(ProcessOutcome::as_str);
+            tracing::info!(%server, model, %reason, policy, came_back, residual, process, seconds, "unloaded");
         }
         CommandResult::Loading => tracing::info!(%server, model, %reason, policy, seconds, "loading"),
         CommandResult::Refused { code, message } => {

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use hush_contract::admin::{
-    AdminErrorBody, CommandReason, InvalidValue, LoadRequest, LoadResponse, PolicyRef, Seconds, UnloadOutcome,
-    UnloadRequest, UnloadResponse, load_path, unload_path,
+    AdminErrorBody, CommandReason, InvalidValue, LoadRequest, LoadResponse, PolicyRef, ProcessOutcome, Seconds,
+    UnloadMethod, UnloadOutcome, UnloadRequest, UnloadResponse, load_path, unload_path,
 };
-use hush_core::{Action, Decision};
+use hush_core::{Action, Decision, PolicyUnload};
 use hush_log::printable;
 use hyper::StatusCode;
 use serde::Serialize;
@@ -36,6 +36,9 @@ pub enum CommandResult {
         reclaimed_bytes: Option<u64>,
         #[serde(skip_serializing_if = "Option::is_none")]
         residual_bytes: Option<u64>,
+        /// What became of the process that held the model.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        process: Option<ProcessOutcome>,
     },
     /// The server has accepted the load; the next samples show its result.
     Loading,
@@ -58,11 +61,35 @@ impl CommandResult {
     pub fn bounded_by(self, gpu_total_bytes: Option<u64>) -> Self {
         let bounded = |bytes: Option<u64>| bytes.zip(gpu_total_bytes).map(|(bytes, total)| bytes.min(total));
         match self {
-            Self::Unloaded { reclaimed_bytes, residual_bytes } => {
-                Self::Unloaded { reclaimed_bytes: bounded(reclaimed_bytes), residual_bytes: bounded(residual_bytes) }
-            }
+            Self::Unloaded { reclaimed_bytes, residual_bytes, process } => Self::Unloaded {
+                reclaimed_bytes: bounded(reclaimed_bytes),
+                residual_bytes: bounded(residual_bytes),
+                process,
+            },
             other => other,
         }
+    }
+
+    /// Why the process of the app goes on although the command asked for its end; `None`: it has ended, or was not to.
+    pub const fn kept_process(&self, decision: &Decision) -> Option<&'static str> {
+        match (self, decision.unload) {
+            (Self::Unloaded { process: Some(ProcessOutcome::KeptForOthers), .. }, PolicyUnload::Process) => {
+                Some("its process goes on until its other models leave")
+            }
+            (
+                Self::Unloaded { process: Some(ProcessOutcome::Kept | ProcessOutcome::CannotEnd), .. },
+                PolicyUnload::Process,
+            ) => Some("its process could not be ended"),
+            _ => None,
+        }
+    }
+
+    /// Whether the command has ended the process of the app, as it asked for.
+    pub const fn has_ended_process(&self, decision: &Decision) -> bool {
+        matches!(
+            (self, decision.unload),
+            (Self::Unloaded { process: Some(ProcessOutcome::Ended), .. }, PolicyUnload::Process)
+        )
     }
 
     /// The value of the metric label `outcome`: one of a fixed set.
@@ -146,17 +173,19 @@ async fn unload(
         if_idle_seconds: bounded_seconds(decision.if_idle_seconds),
         drain_seconds: bounded_seconds(decision.drain_seconds),
         hold_seconds: bounded_seconds(decision.hold_seconds),
+        // A server that does not know the field refuses the command: it is never written for one.
+        unload: (decision.unload == PolicyUnload::Process).then_some(UnloadMethod::Process),
         reason: reason(decision)?,
         policy: policy(decision)?,
     };
     let answer = post(client, url, &unload_path(&decision.model), token, &request).await?;
 
     Ok(match read_answer::<UnloadResponse>(&answer)? {
-        Ok(UnloadResponse { outcome: UnloadOutcome::Unloaded, reclaimed_bytes, residual_bytes, .. }) => {
-            CommandResult::Unloaded { reclaimed_bytes, residual_bytes }
+        Ok(UnloadResponse { outcome: UnloadOutcome::Unloaded, reclaimed_bytes, residual_bytes, process, .. }) => {
+            CommandResult::Unloaded { reclaimed_bytes, residual_bytes, process }
         }
         Ok(UnloadResponse { outcome: UnloadOutcome::AlreadyUnloaded, .. }) => {
-            CommandResult::Unloaded { reclaimed_bytes: Some(0), residual_bytes: None }
+            CommandResult::Unloaded { reclaimed_bytes: Some(0), residual_bytes: None, process: None }
         }
         Err(refused) => refused,
     })

@@ -97,6 +97,10 @@ impl Executor {
         self.running.len()
     }
 
+    pub fn may_report(&self) -> bool {
+        self.context.gate.may_report()
+    }
+
     pub fn is_for_another(&self, decision: &Decision) -> bool {
         self.context.gate.is_for_another(decision)
     }

@@ -26,6 +26,11 @@ pub enum ActionRefusal {
 pub trait Gate: Send + Sync {
     fn check(&self, server: &ServerName) -> Result<(), ActionRefusal>;
 
+    /// Whether this controller reports what it observes: of several that observe the same, one does.
+    fn may_report(&self) -> bool {
+        true
+    }
+
     /// Whether a controller beside this one comes to the same decision and carries it out.
     fn is_for_another(&self, _: &Decision) -> bool {
         false

@@ -8,8 +8,8 @@ use hush_controller::policies;
 use hush_controller::simulate::trace::SplitMix64;
 use hush_controller::simulate::{adaptive, measured};
 use hush_core::{
-    GpuId, Labels, ModelKey, ModelPolicy, ModelSample, ObservedGpu, ObservedModel, ResidencyState, ServerName,
-    StepMemory, World,
+    GpuId, Labels, ModelKey, ModelPolicy, ModelSample, ObservedGpu, ObservedModel, ProcessEnding, ResidencyState,
+    ServerName, StepMemory, World,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -107,6 +107,7 @@ fn world(models: u64, gpus: u64) -> World {
             arrivals: None,
         },
         sample_age: Duration::ZERO,
+        process_ending: ProcessEnding::Always,
         back_off: false,
     };
     World {

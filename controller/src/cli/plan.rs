@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hush_core::{Decision, GpuPlan, Plan, StepMemory, format_duration};
+use hush_core::{Decision, GpuPlan, Plan, PolicyUnload, StepMemory, format_duration};
 use hush_log::{errorln, out, outln};
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
@@ -136,6 +136,7 @@ fn decision_line(decision: &Decision) -> String {
         ("if idle for", seconds(decision.if_idle_seconds)),
         ("drain", seconds(decision.drain_seconds)),
         ("hold", seconds(decision.hold_seconds)),
+        ("ends", (decision.unload == PolicyUnload::Process).then(|| "its process".to_owned())),
     ];
 
     let mut line = format!("{action} {server} {model}: {reason}, {} by {policy}", gib(decision.vram_bytes));

@@ -172,11 +172,18 @@ fn command_text(record: &CommandRecord, app: &str) -> Option<EventText> {
     let what = format!("{}{kind} of {} for {cause} ({})", decision.model, decision.server, decision.reason);
 
     let (is_warning, reason, note) = match &record.outcome {
-        CommandResult::Unloaded { reclaimed_bytes, residual_bytes } => {
+        CommandResult::Unloaded { reclaimed_bytes, residual_bytes, .. } => {
             let came_back = reclaimed_bytes.map_or_else(String::new, |bytes| format!(", {} came back", gib(bytes)));
             let residual_bytes = residual_bytes.filter(|bytes| *bytes > 0);
             let residual = residual_bytes.map_or_else(String::new, |bytes| format!(", {} did not", gib(bytes)));
-            (!residual.is_empty(), "Unloaded", format!("unloaded {what}{came_back}{residual}"))
+            let kept = record.outcome.kept_process(decision);
+            let process = match kept {
+                Some(kept) => format!(", {kept}"),
+                None if record.outcome.has_ended_process(decision) => ", with its process".to_owned(),
+                None => String::new(),
+            };
+            let is_warning = !residual.is_empty() || kept.is_some();
+            (is_warning, "Unloaded", format!("unloaded {what}{came_back}{residual}{process}"))
         }
         CommandResult::Loading => (false, "Loading", format!("loads {what}")),
         CommandResult::Failed { message, .. } => {
@@ -189,7 +196,8 @@ fn command_text(record: &CommandRecord, app: &str) -> Option<EventText> {
 
 #[cfg(test)]
 mod tests {
-    use hush_core::{Decision, DecisionReason};
+    use hush_contract::admin::ProcessOutcome;
+    use hush_core::{Decision, DecisionReason, PolicyUnload};
     use jiff::Timestamp;
 
     use super::*;
@@ -207,10 +215,28 @@ mod tests {
     #[test]
     fn the_app_is_named_where_it_is_not_whisper() {
         let (now, decision) = (Timestamp::UNIX_EPOCH, unload_decision("tiny:latest"));
-        let outcome = CommandResult::Unloaded { reclaimed_bytes: None, residual_bytes: None };
+        let outcome = CommandResult::Unloaded { reclaimed_bytes: None, residual_bytes: None, process: None };
         let record = CommandRecord { time: now, decided_at: now, decision, outcome, seconds: 0.0 };
         let note = command_text(&record, "ollama").unwrap().note;
         assert!(note.starts_with("unloaded tiny:latest (ollama) of "), "{note}");
+    }
+
+    #[test]
+    fn what_became_of_the_process_is_said_where_its_end_was_asked_for() {
+        let note_of = |unload, process| {
+            let (now, decision) = (Timestamp::UNIX_EPOCH, Decision { unload, ..unload_decision("m") });
+            let outcome =
+                CommandResult::Unloaded { reclaimed_bytes: None, residual_bytes: None, process: Some(process) };
+            let record = CommandRecord { time: now, decided_at: now, decision, outcome, seconds: 0.0 };
+            let text = command_text(&record, "vllm").unwrap();
+            (text.is_warning, text.note.rsplit_once(')').unwrap().1.to_owned())
+        };
+
+        let ended = note_of(PolicyUnload::Process, ProcessOutcome::Ended);
+        assert_eq!(ended, (false, ", with its process".to_owned()));
+        let kept = note_of(PolicyUnload::Process, ProcessOutcome::KeptForOthers);
+        assert_eq!(kept, (true, ", its process goes on until its other models leave".to_owned()));
+        assert_eq!(note_of(PolicyUnload::App, ProcessOutcome::Kept), (false, String::new()));
     }
 
     #[test]
@@ -226,7 +252,7 @@ mod tests {
 
     #[test]
     fn commands_that_changed_something_or_failed_are_published() {
-        let done = CommandResult::Unloaded { reclaimed_bytes: Some(2 << 30), residual_bytes: Some(0) };
+        let done = CommandResult::Unloaded { reclaimed_bytes: Some(2 << 30), residual_bytes: Some(0), process: None };
         let note = "unloaded turbo of a/w for a/speech (HardPressure), 2.00Gi came back";
         let text = text_of("a/speech", DecisionReason::HardPressure, done.clone());
         assert_eq!(text, Some((false, "Unloaded", note.to_owned())));
@@ -234,7 +260,8 @@ mod tests {
         let note = "unloaded turbo of a/w for a person (Manual), 2.00Gi came back";
         assert_eq!(text_of("", DecisionReason::Manual, done), Some((false, "Unloaded", note.to_owned())));
 
-        let residual = CommandResult::Unloaded { reclaimed_bytes: Some(0), residual_bytes: Some(1 << 30) };
+        let residual =
+            CommandResult::Unloaded { reclaimed_bytes: Some(0), residual_bytes: Some(1 << 30), process: None };
         assert!(text_of("a/speech", DecisionReason::HardPressure, residual).is_some_and(|(is_warning, ..)| is_warning));
 
         let failed = text_of("a/speech", DecisionReason::IdleTimeout, CommandResult::failed("timeout", "no answer"));

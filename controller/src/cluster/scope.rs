@@ -120,6 +120,10 @@ impl Gate for ScopeGate {
         self.check_leadership()
     }
 
+    fn may_report(&self) -> bool {
+        self.check_leadership().is_ok()
+    }
+
     /// False while a controller of a wider scope leads: that controller then carries out the decision.
     fn is_for_another(&self, decision: &Decision) -> bool {
         !self.scope.acts_on(&decision.server) && self.check_leadership().is_ok()

@@ -3,12 +3,13 @@
 //! The loop is level-triggered: each step starts from the whole world as it is now, not from single changes.
 
 pub mod peer_actions;
+mod problem_reports;
 mod readiness;
 mod request;
 mod snapshot;
 mod timeline;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use peer_actions::PeerActions;
+use problem_reports::{ProblemReports, kept_processes};
 pub use readiness::Readiness;
 pub use request::{ClaimedName, LoopRequest, PauseChange, PauseOrder, PausedPolicy};
 pub use snapshot::LoopSnapshot;
@@ -110,10 +112,7 @@ pub struct ControlLoop {
     peer_actions: PeerActions,
     backoff: Backoff,
     disputes: DisputeTracker,
-    /// The disagreeing reports of the last step.
-    disagreeing: Vec<DisagreeingReport>,
-    /// The problems of apps in the last step.
-    app_problems: Vec<ServerAppProblem>,
+    problem_reports: ProblemReports,
     unverified_unloads: UnverifiedUnloads,
     limits: CommandLimits,
     /// The memory of each GPU in the last step, in bytes.
@@ -136,8 +135,7 @@ impl ControlLoop {
             peer_actions: PeerActions::default(),
             backoff: Backoff::default(),
             disputes: DisputeTracker::default(),
-            disagreeing: Vec::new(),
-            app_problems: Vec::new(),
+            problem_reports: ProblemReports::default(),
             unverified_unloads: UnverifiedUnloads::default(),
             limits: CommandLimits::default(),
             gpu_total_bytes: HashMap::new(),
@@ -201,9 +199,7 @@ impl ControlLoop {
         let LoopSettings { stale_after, trust, .. } = self.settings;
         let context = AssemblyContext { now: begun, stale_after, namespaces: &namespaces, trust };
         let assembled = assemble(&context, &targets, &seen, &mut self.disputes);
-        let AssembledWorld { mut world, problems, outdated, disagreeing, app_problems } = assembled;
-        self.report_disagreeing(disagreeing);
-        self.report_app_problems(app_problems);
+        let AssembledWorld { mut world, mut problems, outdated, disagreeing, mut app_problems } = assembled;
         self.gpu_total_bytes = world.gpus.iter().map(|gpu| (gpu.uuid.clone(), gpu.total_bytes)).collect();
 
         self.verify_reported_unloads(begun, &world);
@@ -222,12 +218,18 @@ impl ControlLoop {
             self.inputs.store.nudge(&server);
         }
 
+        let kept_processes = kept_processes(&plan, &world);
+        problems.extend(kept_processes.iter().map(ToString::to_string));
+        app_problems.extend(kept_processes);
+        for event in self.problem_reports.due(self.outputs.executor.may_report(), &app_problems, &disagreeing) {
+            self.send_event(event);
+        }
+
         self.record_metrics(&plan, &world, policies.len(), begun);
         self.log_problems(&problems);
 
         let paused = self.paused.clone();
         let records = self.timeline.records();
-        let app_problems = self.app_problems.clone();
         self.publish(LoopSnapshot {
             at: now,
             world,
@@ -367,29 +369,6 @@ impl ControlLoop {
     fn command_target(&self, decision: &Decision, target: &ScrapeTarget) -> CommandTarget {
         let gpu_total_bytes = decision.gpu.as_ref().and_then(|gpu| self.gpu_total_bytes.get(gpu)).copied();
         CommandTarget { url: target.url.clone(), audience: target.audience.clone(), gpu_total_bytes }
-    }
-
-    /// Sends one Event for each server whose reports begin to disagree with those of others.
-    fn report_disagreeing(&mut self, disagreeing: Vec<DisagreeingReport>) {
-        let before: BTreeSet<_> = self.disagreeing.iter().map(|report| report.server.clone()).collect();
-        for report in disagreeing.iter().filter(|report| !before.contains(&report.server)) {
-            self.send_event(LoopEvent::ReportsDisagree(report.clone()));
-        }
-
-        self.disagreeing = disagreeing;
-    }
-
-    /// Sends one Event for each problem of an app that begins.
-    fn report_app_problems(&mut self, problems: Vec<ServerAppProblem>) {
-        // The text may count something, so that it differs at each step.
-        let before: BTreeSet<_> =
-            self.app_problems.iter().map(|known| (known.server.clone(), known.problem.kind)).collect();
-        let is_new = |problem: &&ServerAppProblem| !before.contains(&(problem.server.clone(), problem.problem.kind));
-        for problem in problems.iter().filter(is_new) {
-            self.send_event(LoopEvent::AppProblem(problem.clone()));
-        }
-
-        self.app_problems = problems;
     }
 
     /// Compares the unloads that servers have reported with their samples.

@@ -118,13 +118,19 @@ fn model_lines(
     let idle = idle.unwrap_or_default();
 
     let mut lines = vec![
-        format!("{}: {}{memory}, generation {}{idle}", model.model, model.state, model.generation),
+        format!("{}: {}{memory}, generation {}{idle}", model.model_and_app(), model.state, model.generation),
         format!("  It {}.", outlook(model, decision, at)),
     ];
     // Without a policy, the outlook has said already why nothing is done.
     for why in model.why.iter().filter(|_| !account.policies.is_empty()) {
         let detail = if why.detail.is_empty() { String::new() } else { format!(": {}", why.detail) };
         lines.push(format!("  Left alone because of {}{detail}.", why.reason));
+    }
+    if model.process_stays {
+        let app = &model.app;
+        lines.push(format!(
+            "  An unload leaves the process of {app}: it was not started by its sidecar, which cannot end it."
+        ));
     }
     lines.extend(policies_line(account, paused));
 

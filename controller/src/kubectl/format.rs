@@ -60,7 +60,10 @@ pub fn condition(decision: &DecisionView) -> String {
     let drain = decision.drain_seconds.map(|drain| format!("drain {}", duration(drain * 1000)));
     let hold = decision.hold_seconds.filter(|hold| *hold > 0).map(|hold| format!("hold {}", duration(hold * 1000)));
 
-    [conditions, drain, hold].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    let process =
+        decision.unload.as_deref().filter(|unload| *unload == "Process").map(|_| "ends its process".to_owned());
+
+    [conditions, drain, hold, process].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// The memory that an unload gave back; `None`: nothing was unloaded, or the memory was not measured.
@@ -69,7 +72,17 @@ pub fn reclaimed_memory(record: &RecordView) -> Option<String> {
     let residual = record.residual_bytes.filter(|bytes| *bytes > 0);
     let residual = residual.map(|bytes| format!(", {} did not", gib(bytes))).unwrap_or_default();
 
-    Some(format!("{} came back{residual}", gib(bytes)))
+    Some(format!("{} came back{residual}{}", gib(bytes), process_note(record)))
+}
+
+/// What became of the process that the command was to end.
+fn process_note(record: &RecordView) -> &'static str {
+    match (record.unload.as_deref(), record.process.as_deref()) {
+        (Some("Process"), Some("ended")) => ", its process has ended",
+        (Some("Process"), Some("kept_for_others")) => ", its process stays for its other models",
+        (Some("Process"), Some(_)) => ", its process could not be ended",
+        _ => "",
+    }
 }
 
 /// The beginning of a GPU's UUID, which tells it from others; `kubectl hush top -o json` has all of it.
@@ -115,6 +128,21 @@ mod tests {
         ] {
             assert_eq!(setting(&value), text);
         }
+    }
+
+    #[test]
+    fn an_unload_says_what_became_of_the_process_that_it_was_to_end() {
+        let said = |more: serde_json::Value| {
+            let mut record = json!({"time": "2026-01-01T00:00:00Z", "server": "m/w", "model": "a", "action": "Unload",
+                "reason": "IdleTimeout", "outcome": "Unloaded", "reclaimedBytes": 1 << 30});
+            record.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            reclaimed_memory(&serde_json::from_value(record).unwrap()).unwrap()
+        };
+
+        assert_eq!(said(json!({"process": "ended"})), "1.00Gi came back", "hush-server always ends it");
+        assert_eq!(said(json!({"unload": "Process", "process": "ended"})), "1.00Gi came back, its process has ended");
+        let kept = said(json!({"unload": "Process", "process": "cannot_end"}));
+        assert_eq!(kept, "1.00Gi came back, its process could not be ended");
     }
 
     #[test]

@@ -141,12 +141,12 @@ fn decisions_table(plan: &PlanPreview, in_force: Option<&[RawItem<DecisionView>]
         let is_new = in_force.is_some_and(|in_force| !in_force.iter().any(|other| is_same(other, decision)));
         let marks = [decision.dry_run.then_some("dry run"), is_new.then_some("new")];
         let marks: Vec<&str> = marks.into_iter().flatten().collect();
-        table.push_row(decision_row(decision, &marks.join(", ")));
+        table.push_row(decision_row(plan, decision, &marks.join(", ")));
     }
 
     let is_planned = |decision: &DecisionView| plan.decisions.iter().any(|other| is_same(other, decision));
     for dropped in in_force.unwrap_or_default().iter().filter(|decision| !is_planned(decision)) {
-        table.push_row(decision_row(dropped, "not any more"));
+        table.push_row(decision_row(plan, dropped, "not any more"));
     }
     table
 }
@@ -156,21 +156,27 @@ fn left_alone_table(plan: &PlanPreview) -> TextTable {
 
     for model in &plan.models {
         for why in &model.why {
-            table.push_row([model.server.clone(), model.model.clone(), why.reason.clone(), why.detail.clone()]);
+            table.push_row([model.server.clone(), model.model_and_app(), why.reason.clone(), why.detail.clone()]);
         }
     }
     table
 }
 
 fn is_same(a: &DecisionView, b: &DecisionView) -> bool {
-    (&a.server, &a.model, &a.action, &a.reason, a.dry_run) == (&b.server, &b.model, &b.action, &b.reason, b.dry_run)
+    let what = |decision: &DecisionView| (decision.action.clone(), decision.reason.clone(), decision.unload.clone());
+
+    (&a.server, &a.model, a.dry_run) == (&b.server, &b.model, b.dry_run) && what(a) == what(b)
 }
 
-fn decision_row(decision: &DecisionView, marks: &str) -> [String; 8] {
+fn decision_row(plan: &PlanPreview, decision: &DecisionView, marks: &str) -> [String; 8] {
+    let is_its_model =
+        |model: &&RawItem<ModelStateView>| (&model.server, &model.model) == (&decision.server, &decision.model);
+    let model = plan.models.iter().find(is_its_model);
+
     [
         decision.action.clone(),
         decision.server.clone(),
-        decision.model.clone(),
+        model.map_or_else(|| decision.model.clone(), |model| model.model_and_app()),
         decision.reason.clone(),
         decision.policy.clone(),
         gib(decision.vram_bytes),
@@ -207,6 +213,27 @@ mod tests {
         assert_eq!(lines[5], format!("Unload  m/w  c      IdleTimeout  m/p     {condition}  not any more"));
 
         assert_eq!(text_lines(&PlanPreview::default(), None), ["", "nothing to do"]);
+    }
+
+    #[test]
+    fn the_kind_of_app_and_the_end_of_its_process_are_shown() {
+        let ending = json!({"server": "m/w", "model": "a", "action": "Unload", "reason": "IdleTimeout", "policy": "m/p",
+            "ifGeneration": 3, "unload": "Process", "vramBytes": 1 << 30, "dryRun": false});
+        let model = json!({"server": "m/w", "model": "a", "app": "vllm", "gpu": null, "state": "Ready", "generation": 3,
+            "vramBytes": 1 << 30, "fresh": true});
+        let plan = PlanPreview {
+            decisions: vec![serde_json::from_value(ending).unwrap()],
+            models: vec![serde_json::from_value(model).unwrap()],
+            ..PlanPreview::default()
+        };
+
+        let in_force = [decision("a", "IdleTimeout")];
+        let lines = text_lines(&plan, Some(&in_force));
+        assert!(lines[2].contains("a (vllm)") && lines[2].contains("if generation 3, ends its process"), "{lines:?}");
+        assert!(
+            lines[2].ends_with("new") && lines[3].ends_with("not any more"),
+            "another end is another command: {lines:?}"
+        );
     }
 
     #[test]

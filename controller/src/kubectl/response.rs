@@ -6,6 +6,7 @@
 
 use std::ops::Deref;
 
+use hush_contract::WHISPER;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -96,6 +97,15 @@ impl ModelStateView {
         self.inflight.saturating_add(self.queued)
     }
 
+    /// Such as `tiny (ollama)`; the app of `hush-server` is not named.
+    pub fn model_and_app(&self) -> String {
+        if self.app.is_empty() || self.app == WHISPER {
+            self.model.clone()
+        } else {
+            format!("{} ({})", self.model, self.app)
+        }
+    }
+
     /// `NAMESPACE/POD MODEL`.
     pub fn name(&self) -> String {
         format!("{} {}", self.server, self.model)
@@ -132,6 +142,8 @@ pub struct DecisionView {
     pub if_idle_seconds: Option<u64>,
     pub drain_seconds: Option<u64>,
     pub hold_seconds: Option<u64>,
+    /// What ends beside the model; absent: nothing.
+    pub unload: Option<String>,
 }
 
 /// A command that has ended, and its outcome.
@@ -148,6 +160,10 @@ pub struct RecordView {
     pub outcome: String,
     pub reclaimed_bytes: Option<u64>,
     pub residual_bytes: Option<u64>,
+    /// What the command was to end beside the model.
+    pub unload: Option<String>,
+    /// What became of the process.
+    pub process: Option<String>,
     pub message: Option<String>,
 }
 

@@ -1,6 +1,7 @@
 //! What a sidecar reports of the app that it governs, parsed from its metrics.
 
-use hush_contract::{AppGovernance, metrics as names};
+use hush_contract::{AppGovernance, AppMode, metrics as names};
+use hush_core::ProcessEnding;
 use hush_log::printable;
 
 use super::exposition::Series;
@@ -17,6 +18,8 @@ pub struct AppSample {
     pub name: String,
     /// Empty: the app has not said it.
     pub version: String,
+    /// What an unload can do about the process of the app.
+    pub process_ending: ProcessEnding,
     /// What keeps the sidecar from governing the app, or lets clients pass by the sidecar.
     pub problems: Vec<AppProblem>,
 }
@@ -28,6 +31,13 @@ pub struct AppProblem {
     pub text: String,
 }
 
+impl AppProblem {
+    /// A problem of which nothing more is known.
+    pub fn new(kind: AppProblemKind) -> Self {
+        Self { kind, text: kind.default_text().to_owned() }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AppProblemKind {
     /// The app does not answer.
@@ -36,6 +46,10 @@ pub enum AppProblemKind {
     Unsuitable,
     /// Clients can reach the app without the sidecar.
     PortExposed,
+    /// Processes of the app were killed and are still there.
+    ProcessesSurvive,
+    /// A policy asks for the end of the app's process at an unload, and the sidecar cannot end it.
+    ProcessStays,
 }
 
 impl AppProblemKind {
@@ -45,16 +59,27 @@ impl AppProblemKind {
             Self::Unreachable => "AppUnreachable",
             Self::Unsuitable => "AppUnsuitable",
             Self::PortExposed => "AppPortExposed",
+            Self::ProcessesSurvive => "AppProcessSurvives",
+            Self::ProcessStays => "ProcessUnloadUnavailable",
         }
     }
 
-    const fn default_text(self) -> &'static str {
+    /// What the problem is, where the sidecar says nothing more of it.
+    pub const fn default_text(self) -> &'static str {
         match self {
             Self::Unreachable => "the app does not answer",
             Self::Unsuitable => "the app has not the flags that governing it needs",
             Self::PortExposed => {
                 "the app's own port accepts connections from outside of the pod: clients that use it are cut off by an \
                  unload; have the app listen on 127.0.0.1 alone"
+            }
+            Self::ProcessesSurvive => {
+                "processes of the app were killed and do not end; they may keep device memory, and the log of the sidecar \
+                 names them"
+            }
+            Self::ProcessStays => {
+                "`residency.unload: Process` asks for the end of its process, and the sidecar has not started the app, so that \
+                 an unload leaves the process with what it holds beside its models; start the app through hush-sidecar"
             }
         }
     }
@@ -68,6 +93,9 @@ pub(super) struct RawApp {
     ungoverned_reason: Option<String>,
     is_down: bool,
     is_exposed: bool,
+    mode: String,
+    can_end_process: bool,
+    has_survivors: bool,
     problem_text: Option<String>,
 }
 
@@ -80,6 +108,7 @@ impl RawApp {
             names::APP_INFO => {
                 self.name = Some(shown(names::LABEL_APP));
                 self.version = shown(names::LABEL_VERSION);
+                self.mode = shown(names::LABEL_MODE);
             }
             names::APP_UP => self.is_down = line.value == 0.0,
             names::APP_GOVERNED if line.value == 0.0 => self.ungoverned_reason = Some(shown(names::LABEL_REASON)),
@@ -89,6 +118,8 @@ impl RawApp {
                     Some(printable(line.label(names::LABEL_PROBLEM).unwrap_or_default(), TEXT_MAX_CHARS));
             }
             names::APP_PORT_EXPOSED => self.is_exposed = line.value == 1.0,
+            names::APP_PROCESS_UNLOAD => self.can_end_process = line.value == 1.0,
+            names::APP_SURVIVING_PROCESSES => self.has_survivors = line.value > 0.0,
             _ => return false,
         }
         true
@@ -99,12 +130,23 @@ impl RawApp {
         let name = self.name.clone()?;
         let version = self.version.clone();
 
-        let exposed = self.is_exposed.then(|| AppProblem {
-            kind: AppProblemKind::PortExposed,
-            text: AppProblemKind::PortExposed.default_text().to_owned(),
-        });
-        let problems = self.ungoverned().into_iter().chain(exposed).collect();
-        Some(AppSample { name, version, problems })
+        let process_ending = self.process_ending();
+
+        let exposed = self.is_exposed.then(|| AppProblem::new(AppProblemKind::PortExposed));
+        let surviving = self.has_survivors.then(|| AppProblem::new(AppProblemKind::ProcessesSurvive));
+        let problems = self.ungoverned().into_iter().chain(exposed).chain(surviving).collect();
+        Some(AppSample { name, version, process_ending, problems })
+    }
+
+    /// A sidecar of an earlier release does not say whether it can end the process, and cannot.
+    fn process_ending(&self) -> ProcessEnding {
+        if self.mode == AppMode::Process.as_str() {
+            ProcessEnding::Always
+        } else if self.can_end_process {
+            ProcessEnding::OnRequest
+        } else {
+            ProcessEnding::Unavailable
+        }
     }
 
     /// An app that has not identified itself yet is no problem: its models show that they are not loaded.
@@ -172,6 +214,26 @@ mod tests {
 
         let exposed = problems("hush_app_up{app=\"ollama\"} 1\nhush_app_port_exposed{app=\"ollama\"} 1\n");
         assert_eq!(exposed[0].0, AppProblemKind::PortExposed);
+    }
+
+    #[test]
+    fn what_an_unload_ends_is_known_of_each_way_to_run_an_app() {
+        let ending = |mode: &str, more: &str| {
+            read(&format!("hush_app_info{{app=\"vllm\",mode=\"{mode}\"}} 1\n{more}")).unwrap().process_ending
+        };
+
+        assert_eq!(ending("process", "hush_app_process_unload{app=\"vllm\"} 1\n"), ProcessEnding::Always);
+        assert_eq!(ending("process", ""), ProcessEnding::Always, "an earlier release");
+        assert_eq!(ending("api", "hush_app_process_unload{app=\"vllm\"} 1\n"), ProcessEnding::OnRequest);
+        assert_eq!(ending("api", "hush_app_process_unload{app=\"vllm\"} 0\n"), ProcessEnding::Unavailable);
+        assert_eq!(ending("api", ""), ProcessEnding::Unavailable, "an earlier release would refuse the command");
+    }
+
+    #[test]
+    fn processes_that_cannot_be_killed_are_a_problem() {
+        assert_eq!(problems("hush_app_surviving_processes{app=\"ollama\"} 0\n"), []);
+        let surviving = problems("hush_app_surviving_processes{app=\"ollama\"} 2\n");
+        assert_eq!(surviving[0].0, AppProblemKind::ProcessesSurvive);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hush_core::{Labels, ModelKey, ModelSample, ObservedModel, ResidencyState};
+use hush_core::{Labels, ModelKey, ModelSample, ObservedModel, ProcessEnding, ResidencyState};
 
 /// A model that is not loaded, on no GPU, with a sample of age zero.
 pub fn observed_model(server: &str, name: &str) -> ObservedModel {
@@ -26,6 +26,7 @@ pub fn observed_model(server: &str, name: &str) -> ObservedModel {
             arrivals: None,
         },
         sample_age: Duration::ZERO,
+        process_ending: ProcessEnding::Always,
         back_off: false,
     }
 }

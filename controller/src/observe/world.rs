@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use hush_contract::WHISPER;
-use hush_core::{GpuId, Labels, ModelKey, ObservedModel, ServerName, World};
+use hush_core::{GpuId, Labels, ModelKey, ObservedModel, ProcessEnding, ServerName, World};
 
 use super::app_sample::AppProblem;
 use super::reports::{self, DisagreeingReport, DisputeTracker, GpuReport, MergeSettings};
@@ -83,11 +83,14 @@ pub fn assemble(
 
         app_problems.extend(server_app_problems(server, sample));
         let app = sample.app.as_ref().map_or(WHISPER, |app| app.name.as_str());
+        // Each unload of hush-server ends the process of the model.
+        let process_ending = sample.app.as_ref().map_or(ProcessEnding::Always, |app| app.process_ending);
         for (name, sample) in &sample.models {
             let key = ModelKey { server: server.clone(), model: name.clone() };
             let model = ObservedModel {
                 key,
                 app: app.to_owned(),
+                process_ending,
                 labels: target.labels.clone(),
                 sample: sample.clone(),
                 sample_age: age,
@@ -276,7 +279,12 @@ mod tests {
     fn a_model_of_a_sidecar_has_the_kind_of_its_app_and_the_app_s_problem_names_the_server() {
         let mut fixture = ReportFixture::new().server("speech", 1, 8, 4).server("chat", 1, 8, 4);
         let problem = AppProblem { kind: AppProblemKind::Unsuitable, text: "set OLLAMA_KEEP_ALIVE=-1".to_owned() };
-        let app = AppSample { name: "ollama".to_owned(), version: String::new(), problems: vec![problem.clone()] };
+        let app = AppSample {
+            name: "ollama".to_owned(),
+            version: String::new(),
+            process_ending: ProcessEnding::OnRequest,
+            problems: vec![problem.clone()],
+        };
         let (taken, sample) = fixture.seen[&"a/chat".into()].last.clone().unwrap();
         let sample = ServerSample { app: Some(app), ..ServerSample::clone(&sample) };
         fixture.seen.get_mut(&"a/chat".into()).unwrap().last = Some((taken, Arc::new(sample)));
@@ -284,6 +292,8 @@ mod tests {
         let assembled = fixture.assemble();
         let apps: Vec<_> = assembled.world.models.iter().map(|m| (m.key.server.as_str(), m.app.as_str())).collect();
         assert_eq!(apps, [("a/chat", "ollama"), ("a/speech", "whisper")]);
+        let endings: Vec<_> = assembled.world.models.iter().map(|model| model.process_ending).collect();
+        assert_eq!(endings, [ProcessEnding::OnRequest, ProcessEnding::Always]);
         assert_eq!(
             assembled.app_problems,
             [ServerAppProblem { server: "a/chat".into(), app: "ollama".to_owned(), problem }]

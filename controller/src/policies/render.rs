@@ -119,6 +119,7 @@ spec:
     mode: Idle
     idleTimeout: 1h0m30s500ms
     minResident: 10s
+    unload: Process
     schedule: [{cron: "0 8 * * 1-5", duration: 10h, timeZone: Europe/Berlin, mode: Resident}]
   pressure:
     hard: {availableBelow: 1.5Gi}

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use hush_core as core;
-use hush_crds::{AmountText, CommonSpec, DurationText, ParsedAmount, ResidencyModeSpec};
+use hush_crds::{AmountText, CommonSpec, DurationText, ParsedAmount, ResidencyModeSpec, UnloadSpec};
 use serde_json::{Map, Value};
 
 /// Every field that the spec writes, without its windows. A value that is not valid is left out: the validation reports it.
@@ -45,6 +45,13 @@ fn parse(value: &Value, kind: core::WrittenKind) -> Option<core::WrittenValue> {
             let mode: ResidencyModeSpec = serde_json::from_value(value.clone()).ok()?;
             Some(core::WrittenValue::Mode(to_core_mode(mode)))
         }
+        core::WrittenKind::Unload => {
+            let unload: UnloadSpec = serde_json::from_value(value.clone()).ok()?;
+            Some(core::WrittenValue::Unload(match unload {
+                UnloadSpec::App => core::PolicyUnload::App,
+                UnloadSpec::Process => core::PolicyUnload::Process,
+            }))
+        }
         core::WrittenKind::Duration => DurationText(value.as_str()?.to_owned()).get().map(core::WrittenValue::Duration),
         core::WrittenKind::Amount => {
             AmountText(value.as_str()?.to_owned()).get().map(to_core_amount).map(core::WrittenValue::Amount)
@@ -56,6 +63,10 @@ fn parse(value: &Value, kind: core::WrittenKind) -> Option<core::WrittenValue> {
 fn format_value(value: core::WrittenValue) -> Result<Value, serde_json::Error> {
     match value {
         core::WrittenValue::Mode(mode) => serde_json::to_value(from_core_mode(mode)),
+        core::WrittenValue::Unload(unload) => serde_json::to_value(match unload {
+            core::PolicyUnload::App => UnloadSpec::App,
+            core::PolicyUnload::Process => UnloadSpec::Process,
+        }),
         core::WrittenValue::Duration(duration) => serde_json::to_value(format_duration(duration)),
         core::WrittenValue::Amount(amount) => serde_json::to_value(format_amount(amount)),
         core::WrittenValue::Number(number) => Ok(Value::from(number)),

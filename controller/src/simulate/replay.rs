@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hush_core::{
     Action, ArrivalHistogram, CommandOutcome, Decision, DecisionReason, GpuId, Labels, ModelKey, ModelPolicy,
-    ModelSample, ObservedGpu, ObservedModel, ResidencyState, ServerName, StepMemory, World,
+    ModelSample, ObservedGpu, ObservedModel, ProcessEnding, ResidencyState, ServerName, StepMemory, World,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -208,6 +208,7 @@ impl<'a> SimulatedGpu<'a> {
                 }),
             },
             sample_age: Duration::ZERO,
+            process_ending: ProcessEnding::Always,
             back_off: false,
         }
     }

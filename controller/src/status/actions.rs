@@ -29,10 +29,12 @@ pub fn newest(records: &[CommandRecord], policy: &PolicyKey, before: Option<&[La
 /// `None`: the command was not sent.
 fn action(record: &CommandRecord) -> Option<LastAction> {
     let outcome = match &record.outcome {
-        CommandResult::Unloaded { reclaimed_bytes: Some(bytes), .. } => {
-            format!("unloaded, {} came back", gib(*bytes))
+        CommandResult::Unloaded { reclaimed_bytes, .. } => {
+            let came_back = reclaimed_bytes.map_or_else(String::new, |bytes| format!(", {} came back", gib(bytes)));
+            let kept = record.outcome.kept_process(&record.decision).map(|kept| format!(", {kept}"));
+            let ended = record.outcome.has_ended_process(&record.decision).then(|| ", with its process".to_owned());
+            format!("unloaded{came_back}{}", kept.or(ended).unwrap_or_default())
         }
-        CommandResult::Unloaded { .. } => "unloaded".to_owned(),
         CommandResult::Loading => "loading".to_owned(),
         CommandResult::Refused { code, .. } => format!("refused: {code}"),
         CommandResult::Failed { code, message } => format!("failed: {code}: {message}"),

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hush_core::{GpuId, GpuPlan, GpuReason, ObservedModel, PressureLevel};
+use hush_core::{GpuId, GpuPlan, GpuReason, ObservedModel, PolicyUnload, PressureLevel};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::selecting::selecting;
 use super::{FailingServer, StatusContext, StatusSubject};
 use crate::control_loop::PausedPolicy;
-use crate::observe::ServerAppProblem;
+use crate::observe::{AppProblemKind, ServerAppProblem};
 
 /// The number of names in a list; of the remaining ones only the count is shown.
 const NAMES_MAX: usize = 3;
@@ -84,11 +84,16 @@ fn ready(context: &StatusContext<'_>, subject: &StatusSubject<'_>, selected: &[&
     if selected.is_empty() {
         return condition(READY, "True", NOTHING_SELECTED, "no model of a server that answers is selected");
     }
-    in_force(context, selected, &failing)
+    in_force(context, subject, selected, &failing)
 }
 
 /// The condition of a policy that is in force and selects models.
-fn in_force(context: &StatusContext<'_>, selected: &[&ObservedModel], failing: &[&FailingServer<'_>]) -> Condition {
+fn in_force(
+    context: &StatusContext<'_>,
+    subject: &StatusSubject<'_>,
+    selected: &[&ObservedModel],
+    failing: &[&FailingServer<'_>],
+) -> Condition {
     let is_stale = |model: &&&ObservedModel| model.sample_age > context.world.stale_after;
     let stale = selected.iter().filter(is_stale).map(|model| model.key.server.as_str());
     let silent: BTreeSet<&str> = stale.chain(failing.iter().map(|failing| failing.server.as_str())).collect();
@@ -103,6 +108,11 @@ fn in_force(context: &StatusContext<'_>, selected: &[&ObservedModel], failing: &
         let message = format!("in force, but not every app can be governed: {}", first_names(ungoverned));
         return condition(READY, "True", "AppsNotGoverned", message);
     }
+    let kept = kept_processes(context, subject, selected);
+    if silent.is_empty() && !kept.is_empty() {
+        let message = format!("in force, but an unload cannot end every process: {}", first_names(kept));
+        return condition(READY, "True", "ProcessUnloadUnavailable", message);
+    }
     if silent.is_empty() {
         return condition(READY, "True", "InForce", "in force");
     }
@@ -112,8 +122,32 @@ fn in_force(context: &StatusContext<'_>, selected: &[&ObservedModel], failing: &
 
 /// The problems of the apps of the selected models.
 fn ungoverned_apps(context: &StatusContext<'_>, selected: &[&ObservedModel]) -> BTreeSet<String> {
+    app_problems(context, selected, |kind| kind != AppProblemKind::ProcessStays)
+}
+
+/// The apps of the selected models whose process this policy asks to end, and no unload can.
+fn kept_processes(
+    context: &StatusContext<'_>,
+    subject: &StatusSubject<'_>,
+    selected: &[&ObservedModel],
+) -> BTreeSet<String> {
+    let asked = subject.enforced.and_then(|enforced| enforced.policy.asks.unload);
+    if asked != Some(PolicyUnload::Process) {
+        return BTreeSet::new();
+    }
+
+    app_problems(context, selected, |kind| kind == AppProblemKind::ProcessStays)
+}
+
+fn app_problems(
+    context: &StatusContext<'_>,
+    selected: &[&ObservedModel],
+    is_meant: impl Fn(AppProblemKind) -> bool,
+) -> BTreeSet<String> {
     let is_selected = |problem: &&ServerAppProblem| selected.iter().any(|model| model.key.server == problem.server);
-    context.app_problems.iter().filter(is_selected).map(ToString::to_string).collect()
+    let problems = context.app_problems.iter().filter(is_selected).filter(|problem| is_meant(problem.problem.kind));
+
+    problems.map(ToString::to_string).collect()
 }
 
 /// The first few servers and why they cannot be observed.

@@ -43,7 +43,9 @@ pub async fn unload(
     }
 
     let model = find_model(&web, model)?;
+    let unload = web.snapshot().plan.commanded_unload(&model);
     let decision = Decision {
+        unload,
         if_generation: Some(request.if_generation),
         if_idle_seconds: request.drain_seconds.is_none().then_some(0),
         drain_seconds: request.drain_seconds,

@@ -141,13 +141,14 @@ pub fn models(snapshot: &LoopSnapshot, at: Timestamp, plan: &Plan) -> Vec<ModelS
         snapshot.world.models.iter().map(|m| ((m.key.server.as_str(), m.key.model.as_str()), m)).collect();
 
     let mut views = Vec::with_capacity(plan.models.len());
-    for ModelPlan { server, model, rules, idle_timeout_ms } in &plan.models {
+    for ModelPlan { server, model, rules, idle_timeout_ms, process_stays } in &plan.models {
         let key = (server.as_str(), model.as_str());
         let Some(model) = known.get(&key) else { continue };
 
         let rules = rules.and_then(|rules| plan.rules.get(rules));
         let why = skips.remove(&key).unwrap_or_default();
-        views.push(model_view(snapshot, at, model, rules, idle_timeout_ms.clone(), why));
+        let view = model_view(snapshot, at, model, rules, idle_timeout_ms.clone(), why);
+        views.push(ModelStateView { process_stays: *process_stays, ..view });
     }
     views
 }
@@ -188,6 +189,7 @@ fn model_view(
         fresh: model.sample_age <= snapshot.world.stale_after,
         rules: rules.map(RuleSetView::from),
         idle_timeout_ms: idle_timeout_ms.map(ChosenView::from),
+        process_stays: false,
         leaves_at: leaves_at.map(SampledTime),
         why,
     }

@@ -159,6 +159,9 @@ pub struct ModelStateView {
     /// `None`: no policy selects the model, and its server's own residency applies.
     pub rules: Option<RuleSetView>,
     pub idle_timeout_ms: Option<ChosenView<u64>>,
+    /// The policies ask for the end of the app's process at an unload, and its server cannot end it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub process_stays: bool,
     /// When the idle timeout unloads the model, if no request comes before.
     pub leaves_at: Option<SampledTime>,
     /// Why nothing is done with the model; empty when a decision is about it.
@@ -182,6 +185,9 @@ pub struct RuleSetView {
     pub window: Option<String>,
     #[serde(default)]
     pub priority: ChosenView<i32>,
+    /// What an unload ends; empty: the controller does not say it.
+    #[serde(default)]
+    pub unload: ChosenView<String>,
     #[serde(default)]
     pub min_resident_ms: u64,
     #[serde(default)]
@@ -197,6 +203,7 @@ impl From<&RuleSet> for RuleSetView {
             residency: ChosenView { value: serialized_name(&residency.value), policy: residency.policy.clone() },
             window: rules.window.clone(),
             priority: rules.priority.clone().into(),
+            unload: ChosenView { value: serialized_name(&rules.unload.value), policy: rules.unload.policy.clone() },
             min_resident_ms: rules.min_resident_ms,
             min_loaded: rules.min_loaded,
         }
@@ -423,7 +430,7 @@ pub struct ProblemView {
 
 #[cfg(test)]
 mod tests {
-    use hush_core::{PolicyResidency, PressureLevel, ResidencyState};
+    use hush_core::{PolicyResidency, PolicyUnload, PressureLevel, ResidencyState};
     use serde_json::Value;
 
     use super::*;
@@ -448,6 +455,7 @@ mod tests {
             residency: SourcedValue { value: PolicyResidency::OnDemand, policy: "m/p".to_owned() },
             window: None,
             priority: chosen(-3),
+            unload: SourcedValue { value: PolicyUnload::Process, policy: "m/p".to_owned() },
             min_resident_ms: 10_000,
             min_loaded: 1,
         };

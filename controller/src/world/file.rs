@@ -61,6 +61,8 @@ struct WorldFileModel {
     labels: core::Labels,
     #[serde(default = "whisper")]
     app: String,
+    /// Left out: `Always` for Whisper, `Unavailable` for others.
+    process_ending: Option<core::ProcessEnding>,
     state: core::ResidencyState,
     #[serde(default)]
     idle: DurationValue,
@@ -118,6 +120,10 @@ fn whisper() -> String {
     WHISPER.to_owned()
 }
 
+fn default_ending(app: &str) -> core::ProcessEnding {
+    if app == WHISPER { core::ProcessEnding::Always } else { core::ProcessEnding::Unavailable }
+}
+
 impl WorldFile {
     pub fn memory(&self) -> core::StepMemory {
         let pressure = self.memory.pressure.iter().map(|entry| core::PressureMemory {
@@ -158,6 +164,7 @@ impl WorldFileModel {
     fn into_core(self) -> core::ObservedModel {
         core::ObservedModel {
             key: core::ModelKey { server: core::ServerName(self.server), model: self.model },
+            process_ending: self.process_ending.unwrap_or_else(|| default_ending(&self.app)),
             app: self.app,
             labels: self.labels,
             sample: core::ModelSample {

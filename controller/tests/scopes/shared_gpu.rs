@@ -6,8 +6,8 @@ use std::time::Duration;
 use hush_controller::control_loop::peer_actions::PeerActions;
 use hush_core::{
     Action, CommandOutcome, GpuId, Labels, MemoryAmount, ModelKey, ModelPolicy, ModelSample, ObservedGpu,
-    ObservedModel, PolicyKey, PolicyResidency, PolicySpec, ResidencyState, Selector, ServerName, StepMemory, World,
-    step,
+    ObservedModel, PolicyKey, PolicyResidency, PolicySpec, ProcessEnding, ResidencyState, Selector, ServerName,
+    StepMemory, World, step,
 };
 use jiff::Timestamp;
 
@@ -100,6 +100,7 @@ impl SharedGpu {
                 arrivals: None,
             },
             sample_age: millis(now - ms),
+            process_ending: ProcessEnding::Always,
             back_off: false,
         }
     }

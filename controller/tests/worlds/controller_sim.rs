@@ -364,6 +364,7 @@ fn server_command(decision: &Decision) -> SimulatedCommand {
             if_idle: seconds(decision.if_idle_seconds),
             drain: seconds(decision.drain_seconds),
             hold: seconds(decision.hold_seconds),
+            method: None,
             reason: match decision.reason {
                 DecisionReason::HardPressure => UnloadReason::HardPressure,
                 DecisionReason::SoftPressure => UnloadReason::SoftPressure,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use hush_core::{Labels, MemoryAmount, ModelPolicy, ObservedModel, PolicyResidency, PolicySpec};
+use hush_core::{Labels, MemoryAmount, ModelPolicy, ObservedModel, PolicyResidency, PolicySpec, PolicyUnload};
 use jiff::Timestamp;
 
 use crate::scenario::Scenario;
@@ -29,6 +29,7 @@ pub struct ExpectedRules {
     pub cluster: Option<ClusterMinLoaded>,
     pub drain: Duration,
     pub hold: Duration,
+    pub unload: PolicyUnload,
 }
 
 /// The cluster policies that select a model, by index, and the least of their minima.
@@ -85,6 +86,11 @@ pub fn expected_rules(
             .into_iter()
             .max()
             .unwrap_or(Duration::from_secs(120)),
+        unload: if selecting.specs().any(|asks| asks.unload == Some(PolicyUnload::Process)) {
+            PolicyUnload::Process
+        } else {
+            PolicyUnload::App
+        },
         policies: selecting.policies,
     })
 }

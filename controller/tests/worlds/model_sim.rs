@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hush_controller::observe::residency_state;
 use hush_controller::simulate::trace::SplitMix64;
-use hush_core::{ArrivalHistogram, Labels, ModelKey, ModelSample, ObservedModel, ResidencyState};
+use hush_core::{ArrivalHistogram, Labels, ModelKey, ModelSample, ObservedModel, ProcessEnding, ResidencyState};
 use hush_residency::machine::{
     CommandId, LeaseId, LeaseLossCause, LifecycleSettings, LoadCommand, LossCause, MachineEffect, MachineEvent,
     MachineTime, MemoryAvailability, MetricEvent, ModelMachine, ReclaimReport, ReclaimVerdict, RunnerLoss,
@@ -16,6 +16,7 @@ use crate::device_sim::DeviceSim;
 use crate::dice_ext::DiceExt;
 
 /// The bounds of the histogram of gaps, in seconds.
+const ENDINGS: [ProcessEnding; 3] = [ProcessEnding::Always, ProcessEnding::OnRequest, ProcessEnding::Unavailable];
 const BOUNDS: [u64; 12] = [1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400];
 /// While a model waits for memory, its server measures the device at this interval.
 const REMEASURE_MS: u64 = 1000;
@@ -330,7 +331,7 @@ impl ModelSim {
         let now = context.now;
         match effect {
             MachineEffect::StartRunner { generation } => self.start_runner(generation, context),
-            MachineEffect::StopRunner { generation } | MachineEffect::KillRunner { generation } => {
+            MachineEffect::StopRunner { generation, .. } | MachineEffect::KillRunner { generation } => {
                 self.scheduled
                     .retain(|(_, due)| matches!(due, ScheduledEvent::Remeasure | ScheduledEvent::RequestEnds(_)));
                 self.scheduled.push((now + self.spec.exit_ms, ScheduledEvent::RunnerExited(generation)));
@@ -355,7 +356,9 @@ impl ModelSim {
             MachineEffect::Unloaded { command, .. } => context.reply(command, CommandReply::Unloaded),
             MachineEffect::Count(MetricEvent::Interarrival(gap)) => self.count_gap(gap),
             // Models of the simulation are loaded and unloaded by the machine alone.
-            MachineEffect::AdoptRunner { .. } | MachineEffect::UnloadGivenUp { .. } => {}
+            MachineEffect::AdoptRunner { .. }
+            | MachineEffect::UnloadGivenUp { .. }
+            | MachineEffect::EndUnusedProcess => {}
             MachineEffect::Measure | MachineEffect::Lost { .. } | MachineEffect::Count(_) | MachineEffect::Stopped => {}
         }
     }
@@ -436,6 +439,7 @@ impl ModelSim {
                 }),
             },
             sample_age: Duration::ZERO,
+            process_ending: ENDINGS[self.spec.key.model.len() % ENDINGS.len()],
             back_off: false,
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hush_controller::simulate::trace::SplitMix64;
 use hush_core::{
-    Glob, Labels, MemoryAmount, ModelPolicy, PolicyKey, PolicyResidency, PolicySpec, Selector, WarmWindow,
+    Glob, Labels, MemoryAmount, ModelPolicy, PolicyKey, PolicyResidency, PolicySpec, PolicyUnload, Selector, WarmWindow,
 };
 
 use crate::dice_ext::DiceExt;
@@ -66,6 +66,18 @@ fn policy(dice: &mut SplitMix64, at: u64) -> ModelPolicy {
 }
 
 fn asks(dice: &mut SplitMix64) -> PolicySpec {
+    let asks = asks_without_unload(dice);
+    // Follows from what is drawn already, so that the worlds of each seed stay as they are.
+    let unload = match (asks.drain_timeout, asks.hold_after_eviction) {
+        (Some(drain), _) if drain.is_zero() => Some(PolicyUnload::App),
+        (Some(_), _) | (None, Some(_)) => Some(PolicyUnload::Process),
+        (None, None) => None,
+    };
+
+    PolicySpec { unload, ..asks }
+}
+
+fn asks_without_unload(dice: &mut SplitMix64) -> PolicySpec {
     let seconds = |dice: &mut SplitMix64, none: u64, from: &[u64]| dice.perhaps(none, from).map(Duration::from_secs);
     PolicySpec {
         residency: dice.perhaps(40, &MODES),
@@ -83,6 +95,7 @@ fn asks(dice: &mut SplitMix64) -> PolicySpec {
         min_loaded: dice.perhaps(75, &[0, 1, 2]),
         drain_timeout: seconds(dice, 60, &[0, 30, 120]),
         hold_after_eviction: seconds(dice, 60, &[0, 30, 300]),
+        unload: None,
     }
 }
 

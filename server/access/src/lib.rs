@@ -13,7 +13,8 @@ pub use hush_listener::{AccessDenied, Authenticate, Caller};
 pub use keys::{ApiKeys, InvalidKeys, KeyFile};
 pub use review::{ApiServer, InvalidApiServer, InvalidServiceAccount, ReviewSettings, ServiceAccount, TokenReview};
 pub use review_options::{ReviewOptions, ReviewOptionsError};
-pub use tls::Tls;
+pub use tls::{Tls, TlsOptionsError};
+pub use tokio_rustls::server::TlsStream;
 pub use watch::{ContentError, WatchError, WatchedFiles};
 
 /// SHA-256 of a credential.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hush_log::exposed_secret;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -23,6 +24,15 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Tls {
     config: WatchedFiles<ServerConfig>,
+}
+
+/// Why the files that two options name cannot be the TLS of a listener. `prefix`: `tls` or `ops-tls`.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsOptionsError {
+    #[error("--{prefix}-cert and --{prefix}-key need each other")]
+    Incomplete { prefix: &'static str },
+    #[error("--{prefix}-cert and --{prefix}-key")]
+    Files { prefix: &'static str, source: WatchError },
 }
 
 impl fmt::Debug for Tls {
@@ -43,6 +53,29 @@ impl Tls {
             _ => Err("a certificate and a key are needed".to_owned()),
         })?;
         Ok(Self { config })
+    }
+
+    /// The TLS of the options `--PREFIX-cert` and `--PREFIX-key`; `None` where neither is given. Must be called inside a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// If one is given without the other, or the files are no certificate and its key.
+    pub fn from_options(
+        prefix: &'static str,
+        certificate: Option<&PathBuf>,
+        key: Option<&PathBuf>,
+    ) -> Result<Option<Self>, TlsOptionsError> {
+        let (certificate, key) = match (certificate, key) {
+            (None, None) => return Ok(None),
+            (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
+            _ => return Err(TlsOptionsError::Incomplete { prefix }),
+        };
+
+        if let Some(problem) = exposed_secret(&format!("--{prefix}-key"), &key) {
+            tracing::warn!("{problem}");
+        }
+        let tls = Self::from_files(certificate, key).map_err(|source| TlsOptionsError::Files { prefix, source })?;
+        Ok(Some(tls))
     }
 
     /// The handshake with a client.

@@ -202,6 +202,43 @@ impl From<PolicyRef> for String {
     }
 }
 
+/// What an unload ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnloadMethod {
+    /// The model leaves by the unload of its app, whose process may go on and keep memory of its own.
+    #[default]
+    App,
+    /// The process of the app ends too, so that nothing stays on the device. It ends with its last model; where the
+    /// server cannot end it, the unload is that of the app.
+    Process,
+}
+
+/// What became of the process that held an unloaded model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessOutcome {
+    /// No process of it is left.
+    Ended,
+    /// It goes on: the command did not ask for its end.
+    Kept,
+    /// It goes on, because other models of it are in memory. It ends when the last of them leaves.
+    KeptForOthers,
+    /// It goes on, because the server has not started it and cannot end it.
+    CannotEnd,
+}
+
+impl ProcessOutcome {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ended => "ended",
+            Self::Kept => "kept",
+            Self::KeptForOthers => "kept_for_others",
+            Self::CannotEnd => "cannot_end",
+        }
+    }
+}
+
 /// Body of `POST .../unload`. The owner of the model checks each `if_` condition. If a condition does not hold, nothing
 /// changes, and the answer is 409 with the [`UnloadRefusal`] as its code.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -219,6 +256,10 @@ pub struct UnloadRequest {
     /// How long the model must not be loaded again after the unload, for any request. The hold expires by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_seconds: Option<Seconds>,
+    /// What the unload ends. Absent: what the server's own unloads end. A server of an earlier release does not know the
+    /// field and refuses the command: send it only where `hush_app_process_unload` is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unload: Option<UnloadMethod>,
     pub reason: CommandReason,
     /// The policy that the command is given for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -251,6 +292,9 @@ pub struct UnloadResponse {
     /// Device memory that was not returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residual_bytes: Option<u64>,
+    /// What became of the process that held the model; absent when the model was not in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessOutcome>,
     /// Time of waiting for requests in flight.
     pub drain_seconds: f64,
     /// Time from the end of the waiting until the process was reaped.

@@ -180,7 +180,7 @@ families! {
     /// Always 1: the kind of the app (`ollama`), its version, empty until the app has said it, and how its models are loaded
     /// (`api`, `process`).
     APP_INFO = "hush_app_info", Gauge [LABEL_APP, LABEL_VERSION, LABEL_MODE];
-    /// 1 while the app answers, 0 while it does not; in process mode also 1 while the app is stopped because its model is
+    /// 1 while the app answers, 0 while it does not; also 1 while the sidecar has ended the app because its models are
     /// unloaded.
     APP_UP = "hush_app_up", Gauge [LABEL_APP];
     /// 1 with the reason `governed` while the sidecar loads and unloads the app's models; 0 while it does not, with the
@@ -191,6 +191,11 @@ families! {
     /// 1 while the app's own port accepts connections at an address of the pod other than the loopback, so that clients
     /// can pass by the sidecar; 0 while it does not.
     APP_PORT_EXPOSED = "hush_app_port_exposed", Gauge [LABEL_APP];
+    /// 1 where an unload can end the process of the app too, because the sidecar starts the app; 0 where it cannot, so that an
+    /// unload is that of the app and what the process itself holds stays. In process mode every unload ends the process.
+    APP_PROCESS_UNLOAD = "hush_app_process_unload", Gauge [LABEL_APP];
+    /// Processes of the app that are left although they were killed some seconds ago. They may keep device memory.
+    APP_SURVIVING_PROCESSES = "hush_app_surviving_processes", Gauge [LABEL_APP];
     /// Polls in which the app reported work although the sidecar had no request in flight: a client passes by the
     /// sidecar. Absent where the app does not report its work.
     APP_UNATTRIBUTED_WORK_TOTAL = "hush_app_unattributed_work_total", Counter [LABEL_MODEL];

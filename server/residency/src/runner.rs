@@ -8,6 +8,8 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
+use hush_contract::admin::ProcessOutcome;
+
 use crate::machine::RunnerLoss;
 
 /// Starts the runners of one kind of application. Cheap to clone; clones share what they hold.
@@ -31,6 +33,9 @@ pub trait RunnerFactory: Clone + Send + Sync + 'static {
         self.start(spec, on_event)
     }
 
+    /// Ends the process that has held models, where it outlives them, once no model is in it. Does not wait for that.
+    fn end_unused_process(&self) {}
+
     /// Ends what the factory itself holds, such as a spare runner, and waits until it is gone.
     fn shutdown(&self) -> impl Future<Output = ()> + Send;
 }
@@ -50,6 +55,12 @@ pub trait ModelRunner: Clone + Send + Sync + 'static {
     /// Asks the runner to exit. A runner that takes too long must be killed by its factory. A runner that turns out to
     /// have work answers [`RunnerEvent::StopRefused`], and goes on as if it had not been asked.
     fn stop(&self);
+
+    /// As [`Self::stop`]; a process that outlives its models ends too, unless others are in it. Where that is not possible,
+    /// the runner reports [`RunnerEvent::ProcessKept`].
+    fn stop_with_process(&self) {
+        self.stop();
+    }
 
     /// Ends the runner without waiting for its work.
     fn kill(&self);
@@ -77,6 +88,8 @@ pub enum RunnerEvent {
     Lost(RunnerLoss),
     /// The runner was asked to exit and has work that no request stands for. Nothing has changed.
     StopRefused { cause: String },
+    /// The process that holds the model goes on after its unload. Without this event before [`Self::Exited`] it has ended.
+    ProcessKept(ProcessOutcome),
     /// The model was unloaded from elsewhere. [`Self::Exited`] follows.
     LeftByItself,
     /// None of the runner's processes is left, or the runner holds the model no more. The last event.

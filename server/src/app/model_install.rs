@@ -6,14 +6,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use hush_whisper::checkpoint::Checkpoint;
-use hush_whisper::model_dir::MANIFEST;
 use hush_whisper::{InstallError, InstallOptions, ModelDir, install};
 
 use super::model_store::{ModelStore, ModelStoreError, StoredModel, as_folder, best_precision, is_name};
 use crate::cli::env::Env;
 use crate::cli::settings::InstallSettings;
 use crate::cli::values::{ComputeDevice, PrecisionChoice, PrecisionWord};
-use crate::hub::{self, HubConfig, HubError, Repo};
+use crate::hub::{self, DownloadedCheckpoint, HubConfig, HubError, Repo};
 
 /// The folder below the models folder in which downloads lie until they are installed.
 const DOWNLOADS: &str = ".download";
@@ -245,7 +244,10 @@ impl ModelInstaller<'_> {
         let _lock = lock_model(&downloads, &task.name)?;
 
         let folder = self.store.models_dir.join(&task.name);
-        let is_installed = |precision: &&PrecisionWord| folder.join(precision.as_str()).join(MANIFEST).is_file();
+        // A model that an earlier version of Hush installed is installed again, which is what its warning advises.
+        let is_installed = |precision: &&PrecisionWord| {
+            ModelDir::open(&folder.join(precision.as_str())).is_ok_and(|model| model.is_newest_format())
+        };
         let (installed, to_build): (Vec<PrecisionWord>, Vec<PrecisionWord>) =
             task.precisions.iter().partition(|precision| !task.force && is_installed(precision));
 
@@ -306,12 +308,8 @@ impl ModelInstaller<'_> {
         precisions: &[PrecisionWord],
     ) -> Result<(), InstallCommandError> {
         let config = HubConfig::from_env(self.env)?;
-        let revision = task.revision.unwrap_or("main");
-
-        let mut meter = self.progress.begin(format!("downloading {repo}"));
-        let downloaded = hub::download(&config, repo, revision, downloads, &mut |event| meter.show_download(event))?;
-        drop(meter);
-        tracing::info!(%repo, commit = downloaded.commit, "downloaded");
+        let downloaded = self.download(task, repo, &config, downloads)?;
+        tracing::info!(repo = downloaded.repo, commit = downloaded.commit, "downloaded");
 
         let label = format!("{}@{}", downloaded.repo, downloaded.commit);
         self.build(task, &downloaded.dir, &label, precisions)?;
@@ -320,6 +318,37 @@ impl ModelInstaller<'_> {
             fs::remove_dir_all(&downloaded.dir).map_err(disk(&downloaded.dir))?;
         }
         Ok(())
+    }
+
+    /// Downloads the model, or a conversion of it if the hub has nothing else: a mirror may have only what faster-whisper
+    /// reads. A revision that the user names belongs to the repository that the user names.
+    fn download(
+        &self,
+        task: &InstallTask<'_>,
+        repo: &Repo,
+        config: &HubConfig,
+        downloads: &Path,
+    ) -> Result<DownloadedCheckpoint, InstallCommandError> {
+        let fetch = |repo: &Repo| {
+            let mut meter = self.progress.begin(format!("downloading {repo}"));
+            let revision = task.revision.unwrap_or("main");
+            hub::download(config, repo, revision, downloads, &mut |event| meter.show_download(event))
+        };
+
+        let absent = match fetch(repo) {
+            Err(error) if error.is_absent() && task.revision.is_none() => error,
+            done => return Ok(done?),
+        };
+
+        for conversion in repo.conversions() {
+            tracing::info!(%repo, %conversion, reason = %absent, "looking for a conversion of the model");
+            match fetch(&conversion) {
+                Err(error) if error.is_absent() => {}
+                done => return Ok(done?),
+            }
+        }
+
+        Err(absent.into())
     }
 
     /// Converts a checkpoint. `label`: its origin, for the manifest of the model.

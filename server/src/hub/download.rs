@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::client::{FileResponse, HubClient, transport, without_query};
 use super::config::{HubConfig, RetryPolicy};
 use super::digest::{ContentDigest, ContentHasher};
-use super::listing::{INDEX, RemoteFile, RepositoryListing};
+use super::listing::{CTRANSLATE2_WEIGHTS, INDEX, RemoteFile, RepositoryListing};
 use super::{HubError, Repo};
 
 /// Progress of a download, for a progress bar or a log.
@@ -398,7 +398,7 @@ impl<'a> PartDownload<'a> {
 /// The most bytes that a file may have, whatever the listing says. The weights of the largest Whisper have six
 /// gigabytes; other files are read into memory as a whole.
 fn longest_file_bytes(name: &str) -> u64 {
-    if name.ends_with(".safetensors") { 64 << 30 } else { 256 << 20 }
+    if name.ends_with(".safetensors") || name == CTRANSLATE2_WEIGHTS { 64 << 30 } else { 256 << 20 }
 }
 
 /// Writes the body to `out` and counts the bytes in `have`, also when the connection breaks. Returns `false` where the

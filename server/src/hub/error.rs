@@ -27,14 +27,10 @@ pub enum HubError {
     #[error("`{repo}` holds no {file}")]
     NoFile { repo: String, file: String },
     #[error(
-        "`{repo}` holds no model.safetensors and no model.safetensors.index.json{hint}",
-        hint = if *.ctranslate2 {
-            ": it is a model for CTranslate2 (faster-whisper); install the model it was made from, such as openai/whisper-base"
-        } else {
-            ", so it is not a checkpoint that can be installed"
-        }
+        "`{repo}` holds neither model.safetensors nor model.safetensors.index.json nor the model.bin of CTranslate2, so it is \
+         not a checkpoint that can be installed"
     )]
-    NoWeights { repo: String, ctranslate2: bool },
+    NoWeights { repo: String },
     #[error("`{repo}` has neither tokenizer.json nor vocab.json with merges.txt")]
     NoTokenizer { repo: String },
     #[error("{file} of `{repo}` is damaged: {algorithm} {found}, expected {expected}; it was removed, try again")]
@@ -83,6 +79,12 @@ impl HubError {
     pub(super) fn disk(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |cause| Self::Disk { path, cause }
+    }
+
+    /// Whether the hub has no checkpoint in this repository for this client: another repository may have one. The hub
+    /// refuses to say whether a repository that does not exist is private.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::NoRepository { .. } | Self::Forbidden { .. } | Self::NoWeights { .. })
     }
 
     /// Whether the same request may succeed later.

@@ -40,6 +40,11 @@ pub struct RemoteFile {
 pub const INDEX: &str = "model.safetensors.index.json";
 const WEIGHTS: &str = "model.safetensors";
 const OPTIONAL: &[&str] = &["generation_config.json", "preprocessor_config.json"];
+/// The weights of a conversion for CTranslate2.
+pub const CTRANSLATE2_WEIGHTS: &str = "model.bin";
+/// What lies beside them. `vocabulary.json` or `vocabulary.txt` is not read: a model without a tokenizer has the vocabulary
+/// of its family.
+const CTRANSLATE2_OPTIONAL: &[&str] = &["config.json", "tokenizer.json", "preprocessor_config.json"];
 
 impl RepositoryListing {
     pub fn parse(repo: &Repo, json: &[u8]) -> Result<Self, HubError> {
@@ -52,15 +57,21 @@ impl RepositoryListing {
         Ok(listing)
     }
 
-    /// The files of a checkpoint without the shards, which only the index names.
+    /// The files of a checkpoint without the shards, which only the index names. A repository with both safetensors and a
+    /// conversion for CTranslate2 is taken for the former.
     pub fn checkpoint_files(&self, repo: &Repo) -> Result<Vec<RemoteFile>, HubError> {
+        let safetensors = self.find(WEIGHTS).or_else(|| self.find(INDEX));
+        if safetensors.is_none()
+            && let Some(converted) = self.find(CTRANSLATE2_WEIGHTS)
+        {
+            let beside = CTRANSLATE2_OPTIONAL.iter().filter_map(|name| self.find(name));
+            return Ok(beside.chain([converted]).collect());
+        }
+
         let config = self.find("config.json");
         let config =
             config.ok_or_else(|| HubError::NoFile { repo: repo.to_string(), file: "config.json".to_owned() })?;
-        let weights = self.find(WEIGHTS).or_else(|| self.find(INDEX)).ok_or_else(|| HubError::NoWeights {
-            repo: repo.to_string(),
-            ctranslate2: self.find("model.bin").is_some(),
-        })?;
+        let weights = safetensors.ok_or_else(|| HubError::NoWeights { repo: repo.to_string() })?;
 
         let mut files = vec![config];
         files.extend(OPTIONAL.iter().filter_map(|name| self.find(name)));
@@ -168,10 +179,20 @@ mod tests {
     fn a_missing_file_is_named() {
         assert!(matches!(names(&["model.safetensors"]), Err(HubError::NoFile { .. })));
         let pytorch = names(&["config.json", "tokenizer.json", "pytorch_model.bin"]);
-        assert!(matches!(pytorch, Err(HubError::NoWeights { ctranslate2: false, .. })));
-        let ct2 = names(&["config.json", "tokenizer.json", "model.bin"]).unwrap_err().to_string();
-        assert!(ct2.contains("CTranslate2"), "{ct2}");
+        assert!(matches!(pytorch, Err(HubError::NoWeights { .. })));
         assert!(matches!(names(&["config.json", "model.safetensors"]), Err(HubError::NoTokenizer { .. })));
+    }
+
+    #[test]
+    fn a_conversion_for_ctranslate2_needs_its_weights_alone() {
+        let published = ["README.md", "config.json", "model.bin", "tokenizer.json", "vocabulary.txt"];
+        assert_eq!(names(&published).unwrap(), ["config.json", "tokenizer.json", "model.bin"]);
+        let large = ["config.json", "model.bin", "preprocessor_config.json", "tokenizer.json", "vocabulary.json"];
+        assert_eq!(names(&large).unwrap(), ["config.json", "tokenizer.json", "preprocessor_config.json", "model.bin"]);
+        assert_eq!(names(&["model.bin", "vocabulary.txt"]).unwrap(), ["model.bin"]);
+
+        let both = ["config.json", "tokenizer.json", "model.bin", "model.safetensors"];
+        assert_eq!(names(&both).unwrap(), ["config.json", "tokenizer.json", "model.safetensors"]);
     }
 
     #[test]

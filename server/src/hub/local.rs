@@ -9,13 +9,6 @@ use super::Repo;
 use super::config::{HubEnvironment, path_variable};
 use super::names::short_names_of;
 
-/// Repositories of CTranslate2 conversions whose names cannot be derived from the name of the model.
-const CONVERSIONS: &[(&str, &str)] = &[
-    ("large-v3-turbo", "mobiuslabsgmbh/faster-whisper-large-v3-turbo"),
-    ("large-v3-turbo", "deepdml/faster-whisper-large-v3-turbo-ct2"),
-    ("distil-large-v3.5", "distil-whisper/distil-large-v3.5-ct2"),
-];
-
 /// Existing folders and files that may hold a copy of the model, the best first: full precision before quantised
 /// copies. Whether a copy is complete is only known when it is opened.
 pub fn local_copies(repo: &Repo, models_dir: &Path, env: &dyn HubEnvironment) -> Vec<PathBuf> {
@@ -32,12 +25,8 @@ pub fn local_copies(repo: &Repo, models_dir: &Path, env: &dyn HubEnvironment) ->
         found.extend(existing_file(dir.join(format!("ggml-{name}.bin"))));
     }
 
-    for (dir, name) in pairs(&hub_dirs, &names) {
-        let conversions = CONVERSIONS.iter().filter(|(of, _)| *of == name).map(|(_, repo)| (*repo).to_owned());
-        let usual = std::iter::once(format!("Systran/faster-whisper-{name}"))
-            .chain(name.strip_prefix("distil-").map(|rest| format!("Systran/faster-distil-whisper-{rest}")));
-        found.extend(usual.chain(conversions).filter_map(|repo| snapshot(dir, &repo)));
-    }
+    let conversions = repo.conversions();
+    found.extend(hub_dirs.iter().flat_map(|dir| conversions.iter().filter_map(|repo| snapshot(dir, repo.as_str()))));
 
     for name in &names {
         for folder in [format!("whisper-{name}"), format!("faster-whisper-{name}"), (*name).to_owned()] {

@@ -30,6 +30,13 @@ const SHORT: &[(&str, &str)] = &[
     ("distil-large-v3.5", "distil-whisper/distil-large-v3.5"),
 ];
 
+/// Repositories of CTranslate2 conversions whose names cannot be derived from the name of the model.
+const CONVERSIONS: &[(&str, &str)] = &[
+    ("large-v3-turbo", "mobiuslabsgmbh/faster-whisper-large-v3-turbo"),
+    ("large-v3-turbo", "deepdml/faster-whisper-large-v3-turbo-ct2"),
+    ("distil-large-v3.5", "distil-whisper/distil-large-v3.5-ct2"),
+];
+
 /// The name of a repository on the hub, `owner/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Repo(String);
@@ -43,6 +50,16 @@ impl Repo {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The repositories with conversions of this model for CTranslate2, those of faster-whisper first.
+    pub fn conversions(&self) -> Vec<Self> {
+        let of_name = |name: &'static str| {
+            let distilled = name.strip_prefix("distil-").map(|rest| format!("Systran/faster-distil-whisper-{rest}"));
+            let usual = std::iter::once(format!("Systran/faster-whisper-{name}")).chain(distilled);
+            usual.chain(CONVERSIONS.iter().filter(move |(of, _)| *of == name).map(|(_, repo)| (*repo).to_owned()))
+        };
+        short_names_of(self).flat_map(of_name).map(Self).collect()
     }
 
     /// The name of the model's folder: the short name if there is one, otherwise `owner--name`.
@@ -115,6 +132,20 @@ mod tests {
             assert!(repo.as_str().parse::<Repo>().is_ok(), "{repo}");
             assert_eq!(Repo::of(&repo.folder()), Some(repo));
         }
+    }
+
+    #[test]
+    fn conversions_have_the_names_of_faster_whisper() {
+        let conversions = |name: &str| -> Vec<String> {
+            Repo::of(name).unwrap().conversions().into_iter().map(|repo| repo.to_string()).collect()
+        };
+        assert_eq!(conversions("base"), ["Systran/faster-whisper-base"]);
+        assert!(conversions("distil-large-v3").contains(&"Systran/faster-distil-whisper-large-v3".to_owned()));
+        assert!(conversions("turbo").contains(&"mobiuslabsgmbh/faster-whisper-large-v3-turbo".to_owned()));
+        assert!(conversions("someone/fine-tune").is_empty() && conversions("Systran/faster-whisper-base").is_empty());
+
+        let all = short_names().flat_map(conversions);
+        assert!(all.into_iter().all(|repo| repo.parse::<Repo>().is_ok()));
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     let accepting = AcceptOptions { max_connections: options.max_connections, drain_deadline: options.drain_deadline };
 
     accept_connections(listener, shutdown.clone(), accepting, |accepted| {
-        let AcceptedConnection { stream, peer, phase, scope } = accepted;
+        let AcceptedConnection { stream, peer, phase, scope, .. } = accepted;
         let connection_options = ConnectionOptions::new(&options, scope, phase);
         let service =
             ConnectionService { peer, state: ExchangeState::new(), router: TowerToHyperService::new(router.clone()) };

@@ -11,6 +11,7 @@ use hush_server::cli::values::{ComputeDevice, PrecisionChoice};
 use hush_server::cli::{Env, parse};
 use hush_whisper::ModelDir;
 
+use crate::model_support::formats::{Quantisation, write_ctranslate2};
 use crate::server::{COMMIT, Hub, HubFault, HubOptions};
 use crate::{REPO, checkpoint};
 
@@ -49,6 +50,24 @@ fn a_folder_becomes_a_model() {
     assert_eq!(written(), first);
     install(&[&source, "--name", "hush-tiny", "--force"], models_dir.path(), &[]).unwrap();
     assert!(written() > first);
+}
+
+#[test]
+fn a_model_of_an_earlier_version_is_installed_again() {
+    let models_dir = tempfile::tempdir().unwrap();
+    let source = checkpoint().display().to_string();
+    let argv = [source.as_str(), "--name", "hush-tiny", "--precision", "fp32"];
+    let dirs = install(&argv, models_dir.path(), &[]).unwrap();
+
+    let manifest = dirs[0].join("model.json");
+    for earlier in [1, 2] {
+        let mut fields: serde_json::Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+        fields["format_version"] = earlier.into();
+        std::fs::write(&manifest, fields.to_string()).unwrap();
+
+        install(&argv, models_dir.path(), &[]).unwrap();
+        assert!(ModelDir::open(&dirs[0]).unwrap().is_newest_format(), "format {earlier} remained");
+    }
 }
 
 #[test]
@@ -106,6 +125,88 @@ fn sources_that_cannot_be_installed() {
     assert!(matches!(install(&[&source, "--name", "../x"]), InstallCommandError::BadName(_)));
     let empty = tempfile::tempdir().unwrap();
     let error = install(&[empty.path().to_str().unwrap(), "--name", "x"]);
+    assert!(matches!(error, InstallCommandError::Install { .. }), "{error:?}");
+    assert!(ModelStore::new(models_dir.path()).installed().is_empty());
+}
+
+/// A repository with the bundled model as faster-whisper reads it, and the files that nothing of it needs.
+fn conversion() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_ctranslate2(&checkpoint(), folder.path(), Quantisation::Float16, true);
+    std::fs::write(folder.path().join("vocabulary.txt"), "<|endoftext|>\n").unwrap();
+    std::fs::write(folder.path().join("README.md"), "Whisper for CTranslate2\n").unwrap();
+    folder
+}
+
+fn fetched_files(hub: &Hub) -> Vec<String> {
+    let requests = hub.requests();
+    let names = requests.iter().filter(|request| !request.store && request.path.contains("/resolve/"));
+    names.map(|request| request.path.rsplit('/').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_repository_of_ctranslate2_becomes_the_model_that_its_source_becomes() {
+    const CONVERSION: &str = "Systran/faster-whisper-base";
+    let folder = conversion();
+    let hub = Hub::start(folder.path(), HubOptions { repo: Some(CONVERSION), ..HubOptions::default() });
+    let models_dir = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let (endpoint, home) = (hub.url(), home.path().to_str().unwrap().to_owned());
+    let variables = [("HF_ENDPOINT", endpoint.as_str()), ("HOME", home.as_str())];
+
+    // The weights are cut off in the middle once, as on a bad line.
+    hub.fault("model.bin", HubFault::CutAfter(1 << 19));
+    let dirs = install(&[CONVERSION, "--precision", "fp32"], models_dir.path(), &variables).unwrap();
+    assert_eq!(dirs, [models_dir.path().join("Systran--faster-whisper-base/fp32")]);
+    let installed = ModelDir::open(&dirs[0]).unwrap();
+    installed.verify_digests().unwrap();
+    assert_eq!(installed.manifest().source, format!("{CONVERSION}@{COMMIT}"));
+
+    let files = fetched_files(&hub);
+    assert!(["config.json", "tokenizer.json", "model.bin"].iter().all(|name| files.iter().any(|file| file == name)));
+    assert!(!files.iter().any(|file| file == "vocabulary.txt" || file == "README.md"), "{files:?}");
+
+    let source = checkpoint().display().to_string();
+    let same = install(&[&source, "--name", "same", "--precision", "fp32"], models_dir.path(), &variables).unwrap();
+    let weights = |dir: &Path| std::fs::read(dir.join("weights.bin")).unwrap();
+    assert!(weights(&dirs[0]) == weights(&same[0]), "other weights than those of the checkpoint itself");
+}
+
+#[test]
+fn a_short_name_means_its_conversion_where_the_hub_has_nothing_else() {
+    let folder = conversion();
+    let options = HubOptions { repo: Some("Systran/faster-whisper-base"), ..HubOptions::default() };
+    let hub = Hub::start(folder.path(), options);
+    let (models_dir, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (endpoint, home) = (hub.url(), home.path().to_str().unwrap().to_owned());
+    let variables = [("HF_ENDPOINT", endpoint.as_str()), ("HOME", home.as_str())];
+
+    // A revision is one of the repository that was asked for.
+    let named = install(&["base", "--revision", "main"], models_dir.path(), &variables).unwrap_err();
+    assert!(named.to_string().contains("openai/whisper-base"), "{named}");
+    // The error is about what was asked for, not about the last place where it was looked for.
+    let none = install(&["tiny"], models_dir.path(), &variables).unwrap_err();
+    assert!(none.to_string().contains("openai/whisper-tiny"), "{none}");
+    assert!(fetched_files(&hub).is_empty());
+
+    let dirs = install(&["base", "--precision", "int8"], models_dir.path(), &variables).unwrap();
+    assert_eq!(dirs, [models_dir.path().join("base/int8")]);
+    let source = &ModelDir::open(&dirs[0]).unwrap().manifest().source.clone();
+    assert_eq!(*source, format!("Systran/faster-whisper-base@{COMMIT}"));
+    let asked: Vec<String> = hub.requests().iter().map(|request| request.path.clone()).collect();
+    assert!(asked.iter().any(|path| path.contains("openai/whisper-base")), "the model itself comes first: {asked:?}");
+}
+
+#[test]
+fn a_damaged_conversion_leaves_no_model() {
+    let folder = conversion();
+    let weights = folder.path().join("model.bin");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    bytes.truncate(bytes.len() / 2);
+    std::fs::write(&weights, bytes).unwrap();
+    let hub = Hub::start(folder.path(), HubOptions::default());
+    let models_dir = tempfile::tempdir().unwrap();
+    let error = install(&[REPO], models_dir.path(), &[("HF_ENDPOINT", &hub.url())]).unwrap_err();
     assert!(matches!(error, InstallCommandError::Install { .. }), "{error:?}");
     assert!(ModelStore::new(models_dir.path()).installed().is_empty());
 }

@@ -4,6 +4,7 @@
 
 mod hostile;
 mod install;
+mod model_support;
 mod server;
 
 use std::fs;
@@ -270,10 +271,10 @@ fn what_is_not_there_is_said() {
     for name in ["config.json", "tokenizer.json"] {
         fs::copy(checkpoint().join(name), folder.path().join(name)).unwrap();
     }
-    fs::write(folder.path().join("model.bin"), "ctranslate2").unwrap();
+    fs::write(folder.path().join("pytorch_model.bin"), "pytorch").unwrap();
     let hub = Hub::start(folder.path(), HubOptions::default());
     let error = get(&hub, into.path()).unwrap_err().to_string();
-    assert!(error.contains("CTranslate2"), "{error}");
+    assert!(error.contains("model.safetensors") && error.contains("model.bin"), "{error}");
 }
 
 #[test]

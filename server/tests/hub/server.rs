@@ -20,6 +20,8 @@ const LARGE: u64 = 1 << 20;
 #[derive(Clone, Copy, Default)]
 pub struct HubOptions {
     pub token: Option<&'static str>,
+    /// The only repository; [`super::REPO`] unless it is set.
+    pub repo: Option<&'static str>,
     /// As a plain mirror: names only, no sizes and no digests.
     pub bare_listing: bool,
     pub no_ranges: bool,
@@ -176,9 +178,12 @@ fn serve(shared: &HubState, store: bool, mut stream: TcpStream) -> std::io::Resu
         }
     }
     if let Some(rest) = request.path.strip_prefix("/api/models/") {
+        let repo = shared.options.repo.unwrap_or(super::REPO);
         return match rest.split_once("/revision/") {
-            Some((super::REPO, "main" | COMMIT)) => plain(&mut stream, 200, &[], listing(shared).as_bytes()),
-            Some((super::REPO, _)) => plain(&mut stream, 404, &[("X-Error-Code", "RevisionNotFound")], b"no"),
+            Some((found, "main" | COMMIT)) if found == repo => plain(&mut stream, 200, &[], listing(shared).as_bytes()),
+            Some((found, _)) if found == repo => {
+                plain(&mut stream, 404, &[("X-Error-Code", "RevisionNotFound")], b"no")
+            }
             _ => plain(&mut stream, 404, &[("X-Error-Code", "RepoNotFound")], b"no"),
         };
     }
@@ -291,7 +296,8 @@ fn listing(shared: &HubState) -> String {
             serde_json::json!({ "rfilename": name, "size": content.len(), "blobId": git(&content) })
         });
     }
-    serde_json::json!({ "id": super::REPO, "sha": COMMIT, "siblings": siblings }).to_string()
+    serde_json::json!({ "id": shared.options.repo.unwrap_or(super::REPO), "sha": COMMIT, "siblings": siblings })
+        .to_string()
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -13,12 +13,20 @@ use crate::graph::Precision;
 use crate::onnx::{WeightsFile, hex};
 use crate::small_file;
 
-/// The format that this version of Hush reads and writes. It is increased when older model directories cannot be used any
-/// more.
+/// The format that this version of Hush writes. It is increased when older versions of Hush cannot use what is written.
 pub const fn format_version(precision: Precision) -> u32 {
     match precision {
+        // 3: windows of less than 30 s, and the decoder's input `cross_last_frame`.
+        Precision::Fp32 | Precision::Int8 => 3,
+        // 3: attention without cuDNN, keys and values frame by frame, the choice of tokens on the device. 4: as 3 of the others.
+        Precision::Fp16 => 4,
+    }
+}
+
+/// The oldest format that this version of Hush reads: its windows are all encoded as 30 s.
+const fn oldest_format_version(precision: Precision) -> u32 {
+    match precision {
         Precision::Fp32 | Precision::Int8 => 2,
-        // 3: attention without cuDNN, keys and values frame by frame, the choice of tokens on the device.
         Precision::Fp16 => 3,
     }
 }
@@ -81,10 +89,17 @@ pub enum ModelDirError {
     #[error("{}: `{field}` {problem}; repeat `hush-server install`", path.display())]
     Field { path: PathBuf, field: String, problem: String },
     #[error(
-        "{}: written in format {found}, this version of Hush reads format {expected}; repeat `hush-server install`",
+        "{}: written in format {found}, which this version of Hush does not read any more (it reads {oldest} to {newest}); \
+         repeat `hush-server install`",
         path.display()
     )]
-    Version { path: PathBuf, found: u32, expected: u32 },
+    OldVersion { path: PathBuf, found: u32, oldest: u32, newest: u32 },
+    #[error(
+        "{}: written in format {found} by a newer version of Hush, this version reads {newest} at most; update Hush, or repeat \
+         `hush-server install` with this version",
+        path.display()
+    )]
+    NewVersion { path: PathBuf, found: u32, newest: u32 },
     #[error("{} is missing; repeat `hush-server install`", .0.display())]
     MissingFile(PathBuf),
     #[error("{}: {found} bytes long, expected {expected}; repeat `hush-server install`", path.display())]
@@ -115,10 +130,15 @@ impl ModelDir {
 
         // The version is checked first: the other fields may differ in another version.
         let version: ManifestVersion = serde_json::from_slice(&text).map_err(bad)?;
-        let expected = format_version(version.precision.unwrap_or(Precision::Int8));
+        let precision = version.precision.unwrap_or(Precision::Int8);
+        let (found, oldest, newest) =
+            (version.format_version, oldest_format_version(precision), format_version(precision));
 
-        if version.format_version != expected {
-            return Err(ModelDirError::Version { path: manifest_path, found: version.format_version, expected });
+        if found < oldest {
+            return Err(ModelDirError::OldVersion { path: manifest_path, found, oldest, newest });
+        }
+        if found > newest {
+            return Err(ModelDirError::NewVersion { path: manifest_path, found, newest });
         }
 
         let manifest: Manifest = serde_json::from_slice(&text).map_err(bad)?;
@@ -146,6 +166,11 @@ impl ModelDir {
         }
 
         Ok(Self { path: path.to_owned(), manifest })
+    }
+
+    /// Whether this version of Hush would install the model in the same format. An older format may be slower.
+    pub fn is_newest_format(&self) -> bool {
+        self.manifest.format_version == format_version(self.manifest.precision)
     }
 
     /// Reads every file and compares it with the digest from the install.

@@ -497,4 +497,16 @@ pub enum ModelSourceDescription {
     Body(String),
     /// This query parameter.
     Query(String),
+    /// It refers to an earlier request and has its model.
+    Earlier(EarlierRequestDescription),
+}
+
+/// How a request refers to an earlier one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct EarlierRequestDescription {
+    /// The header of the earlier request that has its id.
+    pub header: String,
+    /// The query parameter that has this id.
+    pub query: String,
 }

@@ -201,6 +201,11 @@ impl App {
         Some(busy.request(&self.model(model).values()))
     }
 
+    /// The header by whose value a later request may refer to a request.
+    pub fn earlier_header(&self) -> Option<&str> {
+        self.compiled.routes.earlier_header()
+    }
+
     /// As [`Self::busy`], for an app that says it on another port than the one it serves (Triton: 8002).
     pub fn busy_on_port(&self, model: &str) -> Option<(u16, AppRequest)> {
         let busy = self.compiled.busy.as_ref()?;

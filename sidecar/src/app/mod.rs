@@ -164,6 +164,10 @@ pub enum ModelNameSource {
     Query {
         parameter: String,
     },
+    /// The model of an earlier request, to which this query parameter refers.
+    Earlier {
+        parameter: String,
+    },
     /// Taken from the path already.
     Path {
         name: String,

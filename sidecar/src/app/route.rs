@@ -85,6 +85,14 @@ impl RouteTable {
         })
     }
 
+    /// The header by which requests are referred to later.
+    pub(super) fn earlier_header(&self) -> Option<&str> {
+        self.routes.iter().find_map(|route| match &route.model {
+            ModelSourceDescription::Earlier(earlier) => Some(earlier.header.as_str()),
+            _ => None,
+        })
+    }
+
     pub(super) fn find(
         &self,
         question: RouteQuestion<'_>,
@@ -117,6 +125,9 @@ impl RouteTable {
             (ModelSourceDescription::None, _) | (_, Some(_)) => ModelNameSource::None,
             (ModelSourceDescription::Body(member), None) => ModelNameSource::Body { member: member.clone() },
             (ModelSourceDescription::Query(parameter), None) => ModelNameSource::Query { parameter: parameter.clone() },
+            (ModelSourceDescription::Earlier(earlier), None) => {
+                ModelNameSource::Earlier { parameter: earlier.query.clone() }
+            }
         };
         let is_elsewhere = matches!(&model, ModelNameSource::Path { name } if !names.is_governed(name));
         let class = if is_elsewhere { RouteClass::NotWork } else { route.class_for(question.method) };

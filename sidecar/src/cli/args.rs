@@ -1,12 +1,15 @@
 //! The command line as clap knows it. An option `--some-name` has the variable `HUSH_SOME_NAME`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Id, Parser, Subcommand, ValueEnum};
 use hush_access::{ApiServer, ServiceAccount};
+use hush_contract::admin::UnloadMethod;
 
 use super::values::{AppDevice, DurationLimit, read_bytes, read_duration, read_limit};
 
@@ -68,6 +71,25 @@ pub enum ResidencyArg {
     Idle,
     /// Unloaded as soon as no request is in flight.
     OnDemand,
+}
+
+/// What an unload ends, where the sidecar starts an app that unloads its models itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum UnloadChoice {
+    /// The app unloads the model; its process goes on, with what it holds beside its models.
+    #[default]
+    App,
+    /// The process of the app ends with its last model, and is started again for the next load.
+    Process,
+}
+
+impl From<UnloadChoice> for UnloadMethod {
+    fn from(choice: UnloadChoice) -> Self {
+        match choice {
+            UnloadChoice::App => Self::App,
+            UnloadChoice::Process => Self::Process,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -136,6 +158,10 @@ pub struct SidecarArgs {
     #[command(flatten)]
     pub log: LogArgs,
 
+    /// The options that the command line or a variable gives; they beat the configuration file.
+    #[arg(skip)]
+    pub given: GivenOptions,
+
     /// The app's program and its arguments. `{port}` is the port that the app must listen on.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -151,6 +177,10 @@ pub struct LifeArgs {
     /// A model without requests for this long is unloaded, with --residency idle; 0: never.
     #[arg(long, env = "HUSH_IDLE_TIMEOUT", value_name = "DURATION", value_parser = read_limit, default_value = "5m")]
     pub idle_timeout: DurationLimit,
+
+    /// What an unload ends that no controller orders, or whose command does not say.
+    #[arg(long, env = "HUSH_UNLOAD", value_enum, default_value = "app")]
+    pub unload: UnloadChoice,
 
     /// How long an unload waits for the requests in flight; then it is given up.
     #[arg(long, env = "HUSH_DRAIN_TIMEOUT", value_name = "DURATION", value_parser = read_duration, default_value = "30s")]
@@ -250,6 +280,11 @@ pub struct RequestArgs {
     #[arg(long, env = "HUSH_CONCURRENCY", value_name = "N", default_value = "1024")]
     pub concurrency: usize,
 
+    /// How much of a request's body is held in plain memory; more goes into the spool. Each request that waits may have as
+    /// much.
+    #[arg(long, env = "HUSH_ATTRIBUTION_BYTES", value_name = "SIZE", value_parser = read_bytes, default_value = "1MiB")]
+    pub attribution_bytes: u64,
+
     /// The longest request body.
     #[arg(long, env = "HUSH_MAX_BODY", value_name = "SIZE", value_parser = read_bytes, default_value = "16GiB")]
     pub max_body: u64,
@@ -257,6 +292,10 @@ pub struct RequestArgs {
     /// Folder for the bodies of requests that wait. Default: the system's temporary folder.
     #[arg(long, env = "HUSH_SPOOL_DIR", value_name = "DIR")]
     pub spool_dir: Option<PathBuf>,
+
+    /// A request whose body stops for this long is answered with 408.
+    #[arg(long, env = "HUSH_BODY_STALL", value_name = "DURATION", value_parser = read_duration, default_value = "30s")]
+    pub body_stall: Duration,
 
     /// A websocket that works counts as idle after this long without a frame.
     #[arg(long, env = "HUSH_SOCKET_IDLE", value_name = "DURATION", value_parser = read_duration, default_value = "30s")]
@@ -266,6 +305,10 @@ pub struct RequestArgs {
     #[arg(long, env = "HUSH_FIRST_BYTE_TIMEOUT", value_name = "DURATION", value_parser = read_limit, default_value = "0")]
     pub first_byte_timeout: DurationLimit,
 
+    /// The longest pause within an answer, after which it is broken off; 0: no limit.
+    #[arg(long, env = "HUSH_BETWEEN_BYTES_TIMEOUT", value_name = "DURATION", value_parser = read_limit, default_value = "0")]
+    pub between_bytes_timeout: DurationLimit,
+
     /// The longest time for a whole request; 0: no limit.
     #[arg(long, env = "HUSH_REQUEST_TIMEOUT", value_name = "DURATION", value_parser = read_limit, default_value = "0")]
     pub request_timeout: DurationLimit,
@@ -273,11 +316,42 @@ pub struct RequestArgs {
     /// Connections of clients at the same time.
     #[arg(long, env = "HUSH_MAX_CONNECTIONS", value_name = "N", default_value = "16384")]
     pub max_connections: usize,
+
+    /// How long a client's connection is kept without a request.
+    #[arg(long, env = "HUSH_KEEP_ALIVE", value_name = "DURATION", value_parser = read_duration, default_value = "120s")]
+    pub keep_alive: Duration,
+
+    /// How long a connection to the app may take.
+    #[arg(long, env = "HUSH_CONNECT_TIMEOUT", value_name = "DURATION", value_parser = read_duration, default_value = "5s")]
+    pub connect_timeout: Duration,
+
+    /// How long a connection to the app is kept without a request. Must be shorter than the app's own limit, which is 5s in
+    /// many.
+    #[arg(long, env = "HUSH_UPSTREAM_IDLE", value_name = "DURATION", value_parser = read_duration, default_value = "3500ms")]
+    pub upstream_idle: Duration,
 }
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Security")]
 pub struct SecurityArgs {
+    /// Certificate of --listen, PEM, followed by its chain; makes it HTTPS. Read again when it changes. Default: none, plain
+    /// HTTP.
+    #[arg(long, env = "HUSH_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key of --tls-cert, PEM. Default: none.
+    #[arg(long, env = "HUSH_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificate of --ops-listen, PEM, followed by its chain; makes it HTTPS. Read again when it changes. Default: none,
+    /// plain HTTP.
+    #[arg(long, env = "HUSH_OPS_TLS_CERT", value_name = "FILE")]
+    pub ops_tls_cert: Option<PathBuf>,
+
+    /// Key of --ops-tls-cert, PEM. Default: none.
+    #[arg(long, env = "HUSH_OPS_TLS_KEY", value_name = "FILE")]
+    pub ops_tls_key: Option<PathBuf>,
+
     /// Tokens for the admin API, one a line, as TOKEN or NAME TOKEN; read again when the file changes.
     ///
     /// Without this and without --admin-token-review the admin API serves only this machine, and only when --ops-listen
@@ -331,14 +405,42 @@ pub struct LogArgs {
     pub level: String,
 }
 
+/// Names of the options, as fields, that are not at their default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GivenOptions(BTreeSet<String>);
+
+impl GivenOptions {
+    fn of(matches: &ArgMatches) -> Self {
+        let is_given =
+            |id: &&Id| matches!(matches.value_source(id.as_str()), Some(source) if source != ValueSource::DefaultValue);
+        Self(matches.ids().filter(is_given).map(Id::to_string).collect())
+    }
+
+    pub fn contains(&self, option: &str) -> bool {
+        self.0.contains(option)
+    }
+}
+
+impl SidecarCli {
+    /// Reads a command line whose first word is the program.
+    ///
+    /// # Errors
+    /// If it is none; `--help` and `--version` are errors of clap, too.
+    pub fn read(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(line)?;
+
+        let mut cli = Self::from_arg_matches(&matches)?;
+        cli.args.given = GivenOptions::of(&matches);
+        Ok(cli)
+    }
+}
+
 fn read_filter(text: &str) -> Result<String, hush_log::InvalidFilter> {
     hush_log::check_filter(text).map(|()| text.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

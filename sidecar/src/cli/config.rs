@@ -9,8 +9,8 @@ use hush_residency::ResidencyRule;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::args::{ResidencyArg, SidecarArgs};
-use super::values::{read_bytes, read_duration};
+use super::args::{GivenOptions, ResidencyArg, SidecarArgs};
+use super::values::{read_bytes, read_count, read_duration, read_limit};
 
 /// A longer file is no configuration.
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
@@ -25,6 +25,51 @@ pub struct SidecarFile {
     /// Values for the app's parameters, for every model that says nothing else.
     #[serde(default)]
     parameters: serde_json::Map<String, serde_json::Value>,
+    /// What the file says instead of options.
+    #[serde(flatten)]
+    options: FileOptions,
+}
+
+/// Options in the file, each written as its option is. An option or a variable beats them.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+struct FileOptions {
+    /// How long a request waits for a model that is not in memory, before it is answered with 503.
+    cold_hold: Option<serde_json::Value>,
+    /// Requests that may wait for a model; one more is answered with 429.
+    max_queue: Option<serde_json::Value>,
+    /// Requests that may be in flight in the app at the same time, for each model.
+    concurrency: Option<serde_json::Value>,
+    /// How much of a request's body is held in plain memory; more goes into the spool.
+    attribution_bytes: Option<serde_json::Value>,
+    /// The longest request body.
+    max_body: Option<serde_json::Value>,
+    /// A request whose body stops for this long is answered with 408.
+    body_stall: Option<serde_json::Value>,
+    /// A websocket that works counts as idle after this long without a frame.
+    socket_idle: Option<serde_json::Value>,
+    /// The longest wait for the first byte of an answer; 0: no limit.
+    first_byte_timeout: Option<serde_json::Value>,
+    /// The longest pause within an answer, after which it is broken off; 0: no limit.
+    between_bytes_timeout: Option<serde_json::Value>,
+    /// The longest time for a whole request; 0: no limit.
+    request_timeout: Option<serde_json::Value>,
+    /// Connections of clients at the same time.
+    max_connections: Option<serde_json::Value>,
+    /// How long a client's connection is kept without a request.
+    keep_alive: Option<serde_json::Value>,
+    /// How long a connection to the app may take.
+    connect_timeout: Option<serde_json::Value>,
+    /// How long a connection to the app is kept without a request.
+    upstream_idle: Option<serde_json::Value>,
+    /// Certificate of the listener for clients, PEM, followed by its chain.
+    tls_cert: Option<PathBuf>,
+    /// Key of `tlsCert`, PEM.
+    tls_key: Option<PathBuf>,
+    /// Certificate of the operations listener, PEM, followed by its chain.
+    ops_tls_cert: Option<PathBuf>,
+    /// Key of `opsTlsCert`, PEM.
+    ops_tls_key: Option<PathBuf>,
 }
 
 /// A model. What is not given is taken from the command line.
@@ -88,6 +133,8 @@ pub enum SidecarConfigError {
     Unreadable { path: PathBuf, source: io::Error },
     #[error("--config {}: {problem}", .path.display())]
     Malformed { path: PathBuf, problem: String },
+    #[error("--config {}: {key}: {problem}", .path.display())]
+    Option { path: PathBuf, key: &'static str, problem: String },
     #[error("--config {}: models[{index}].{field}: {problem}", .path.display())]
     Field { path: PathBuf, index: usize, field: &'static str, problem: String },
     #[error("no model is given: name the models of the app with --model NAME, or in the file of --config")]
@@ -111,18 +158,110 @@ impl SidecarFile {
     }
 }
 
-/// The models of the command line and of the file.
+impl FileOptions {
+    /// Sets the options that neither the command line nor a variable gives.
+    fn apply(self, args: &mut SidecarArgs, path: &Path) -> Result<(), SidecarConfigError> {
+        let given = args.given.clone();
+        let source = OptionSource { given: &given, path };
+        let requests = &mut args.requests;
+
+        source.set("coldHold", self.cold_hold, &mut requests.cold_hold, read_duration)?;
+        source.set("maxQueue", self.max_queue, &mut requests.max_queue, read_count)?;
+        source.set("concurrency", self.concurrency, &mut requests.concurrency, read_count)?;
+        source.set("attributionBytes", self.attribution_bytes, &mut requests.attribution_bytes, read_bytes)?;
+        source.set("maxBody", self.max_body, &mut requests.max_body, read_bytes)?;
+        source.set("bodyStall", self.body_stall, &mut requests.body_stall, read_duration)?;
+        source.set("socketIdle", self.socket_idle, &mut requests.socket_idle, read_duration)?;
+        source.set("firstByteTimeout", self.first_byte_timeout, &mut requests.first_byte_timeout, read_limit)?;
+        source.set(
+            "betweenBytesTimeout",
+            self.between_bytes_timeout,
+            &mut requests.between_bytes_timeout,
+            read_limit,
+        )?;
+        source.set("requestTimeout", self.request_timeout, &mut requests.request_timeout, read_limit)?;
+        source.set("maxConnections", self.max_connections, &mut requests.max_connections, read_count)?;
+        source.set("keepAlive", self.keep_alive, &mut requests.keep_alive, read_duration)?;
+        source.set("connectTimeout", self.connect_timeout, &mut requests.connect_timeout, read_duration)?;
+        source.set("upstreamIdle", self.upstream_idle, &mut requests.upstream_idle, read_duration)?;
+
+        let security = &mut args.security;
+        for (key, file, target) in [
+            ("tlsCert", self.tls_cert, &mut security.tls_cert),
+            ("tlsKey", self.tls_key, &mut security.tls_key),
+            ("opsTlsCert", self.ops_tls_cert, &mut security.ops_tls_cert),
+            ("opsTlsKey", self.ops_tls_key, &mut security.ops_tls_key),
+        ] {
+            if file.is_some() && !source.is_given(key) {
+                *target = file;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where options of the file come from, and what beats them.
+struct OptionSource<'a> {
+    given: &'a GivenOptions,
+    path: &'a Path,
+}
+
+impl OptionSource<'_> {
+    /// `key`: in camel case; clap knows the option in snake case.
+    fn is_given(&self, key: &str) -> bool {
+        let mut option = String::new();
+        for letter in key.chars() {
+            if letter.is_ascii_uppercase() {
+                option.push('_');
+            }
+            option.push(letter.to_ascii_lowercase());
+        }
+        self.given.contains(&option)
+    }
+
+    fn set<T>(
+        &self,
+        key: &'static str,
+        value: Option<serde_json::Value>,
+        target: &mut T,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<(), SidecarConfigError> {
+        let Some(value) = value else { return Ok(()) };
+        // A number needs no quotes.
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+
+        // Also a value that does not count must be one.
+        let value = read(&text).map_err(|problem| {
+            let problem = format!("{problem}, and not `{text}`");
+            SidecarConfigError::Option { path: self.path.to_owned(), key, problem }
+        })?;
+        if !self.is_given(key) {
+            *target = value;
+        }
+        Ok(())
+    }
+}
+
+/// The models of the command line and of the file. Options that only the file gives are set in `args`.
 ///
 /// # Errors
-/// If there is none, or a field cannot be used.
-pub fn models(args: &SidecarArgs) -> Result<ConfiguredModels, SidecarConfigError> {
-    let mut models: Vec<ConfiguredModel> = args.models.iter().map(|name| of_command_line(args, name)).collect();
-
+/// If there is no model, or a field cannot be used.
+pub fn configure(args: &mut SidecarArgs) -> Result<ConfiguredModels, SidecarConfigError> {
+    let mut models = Vec::new();
     let mut parameters = serde_json::Map::new();
-    if let Some(path) = &args.config {
-        let file = SidecarFile::read(path)?;
-        parameters = file.parameters;
-        for (index, entry) in file.models.into_iter().enumerate() {
+    let file = match args.config.clone() {
+        None => None,
+        Some(path) => {
+            let file = SidecarFile::read(&path)?;
+            file.options.clone().apply(args, &path)?;
+            Some((path, file))
+        }
+    };
+
+    models.extend(args.models.iter().map(|name| of_command_line(args, name)));
+    if let Some((path, file)) = &file {
+        parameters = file.parameters.clone();
+        for (index, entry) in file.models.iter().cloned().enumerate() {
             models.push(of_file(args, path, index, entry)?);
         }
     }
@@ -215,8 +354,6 @@ fn rule(residency: ResidencyArg, idle_timeout: Option<Duration>) -> ResidencyRul
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::super::args::SidecarCli;
     use super::*;
 
@@ -228,7 +365,7 @@ mod tests {
         });
         let mut line = vec!["hush-sidecar", "--app", "ollama"];
         line.extend(more);
-        let mut args = SidecarCli::try_parse_from(line).unwrap().args;
+        let mut args = SidecarCli::read(line).unwrap().args;
         args.config = file.as_ref().map(|file| file.path().to_owned());
 
         (args, file)
@@ -238,15 +375,33 @@ mod tests {
     fn models_of_both_sources_come_together_and_inherit() {
         let file =
             "models:\n- name: big\n  appName: big:70b\n  aliases: [gpt-4o]\n  idleTimeout: 0s\n  needBytes: 6GiB\n";
-        let (args, _file) = args(Some(file), &["--model", "tiny", "--idle-timeout", "1m", "--drain-timeout", "5s"]);
+        let (mut args, _file) = args(Some(file), &["--model", "tiny", "--idle-timeout", "1m", "--drain-timeout", "5s"]);
 
-        let models = models(&args).unwrap().models;
+        let models = configure(&mut args).unwrap().models;
 
         let minute = ResidencyRule::Idle(Some(Duration::from_secs(60)));
         assert_eq!((&*models[0].name, models[0].residency), ("tiny", minute));
         assert_eq!((models[1].residency, models[1].need_bytes), (ResidencyRule::Idle(None), 6 << 30));
         assert_eq!(models[1].drain, Duration::from_secs(5));
         assert_eq!(aliases(&models), BTreeMap::from([("gpt-4o".to_owned(), "big".to_owned())]));
+    }
+
+    #[test]
+    fn options_beat_the_file_and_the_file_beats_defaults() {
+        let file = "models: [{name: a}]\nbodyStall: 7\ncoldHold: 1m30s\nattributionBytes: 64KiB\nbetweenBytesTimeout: 5s\n\
+                    tlsCert: /a/tls.crt\ntlsKey: /a/tls.key\n";
+        let (mut args, _file) = args(Some(file), &["--cold-hold", "60s", "--tls-key", "/b/tls.key"]);
+
+        configure(&mut args).unwrap();
+
+        let requests = &args.requests;
+        assert_eq!(requests.body_stall, Duration::from_secs(7));
+        assert_eq!(requests.cold_hold, Duration::from_secs(60), "the command line gives it, though it is the default");
+        assert_eq!(requests.attribution_bytes, 64 << 10);
+        assert_eq!(requests.between_bytes_timeout.0, Some(Duration::from_secs(5)));
+        assert_eq!(requests.max_queue, 256);
+        assert_eq!(args.security.tls_cert.as_deref(), Some(Path::new("/a/tls.crt")));
+        assert_eq!(args.security.tls_key.as_deref(), Some(Path::new("/b/tls.key")));
     }
 
     #[test]
@@ -259,9 +414,15 @@ mod tests {
             ("models:\n- name: a\n- name: b\n  aliases: [a]\n", "the name `a` stands for two models"),
             ("{}", "no model is given"),
             ("models: 3", "models"),
+            ("models:\n- name: a\nbodyStall: soon\n", "bodyStall: expected a duration"),
+            ("models:\n- name: a\nattributionBytes: 1 apple\n", "attributionBytes: expected a size"),
+            ("models:\n- name: a\nmaxQueue: -1\n", "maxQueue: expected a whole number, and not `-1`"),
+            ("models:\n- name: a\ncoldHold: [1s]\n", "coldHold: expected a duration"),
+            ("models:\n- name: a\nmaxQueue: many\n", "maxQueue: expected a whole number"),
+            ("models:\n- name: a\nbodyStal: 1s\n", "bodyStal"),
         ] {
-            let (args, _file) = args(Some(file), &[]);
-            let error = models(&args).unwrap_err().to_string();
+            let (mut args, _file) = args(Some(file), &[]);
+            let error = configure(&mut args).unwrap_err().to_string();
             assert!(error.contains(expected), "{file}: {error}");
         }
     }

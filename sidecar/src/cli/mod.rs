@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod config;
 mod gpu;
+mod limits;
 mod ops;
 mod run;
 mod values;

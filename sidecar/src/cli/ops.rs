@@ -5,22 +5,24 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{ConnectInfo, RawQuery, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hush_access::{Authenticate, KeyFile, ReviewOptions, TokenReview};
-use hush_listener::ConnectionPeer;
+use hush_access::{Authenticate, KeyFile, ReviewOptions, Tls, TokenReview};
+use hush_listener::{ConnectionPeer, ListenOptions};
 use hush_log::exposed_secret;
 use hush_residency::admin::{self, AdminAccess, AdminState};
 use hush_residency::gpu::GpuSampler;
 use hush_residency::{Models, scrape};
 use prometheus::Registry;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::args::SecurityArgs;
+use crate::proxy::Proxy;
 use crate::runner::SidecarRunners;
 use crate::status::AppStatus;
 
@@ -56,6 +58,17 @@ pub fn access(security: &SecurityArgs, listener: IpAddr) -> anyhow::Result<Admin
     Ok(access)
 }
 
+/// Serves the operations listener until the future is dropped.
+pub async fn serve(listener: TcpListener, router: Router, options: ListenOptions, tls: Option<Tls>) {
+    let Some(tls) = tls else { return hush_listener::serve(listener, router, options).await };
+
+    let handshake = move |stream| {
+        let tls = tls.clone();
+        async move { tls.accept(stream).await }
+    };
+    hush_listener::serve_after_handshake(listener, router, options, handshake).await;
+}
+
 /// The routes of the operations listener.
 pub fn router(
     models: Arc<Models<SidecarRunners>>,
@@ -64,14 +77,19 @@ pub fn router(
     registry: Registry,
     gpus: GpuSampler,
     status: watch::Receiver<AppStatus>,
+    proxy: Proxy,
 ) -> Router {
     let open = Router::new()
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(|| async { "ok" }))
         .with_state((registry, gpus));
+    let app = Router::new().route("/app/metrics", get(app_metrics_text)).with_state(proxy);
     let ready = Router::new().route("/readyz", get(readiness)).with_state(status);
 
-    open.merge(ready).merge(admin::router(AdminState::new(models, access, stop))).layer(middleware::from_fn(note_peer))
+    open.merge(app)
+        .merge(ready)
+        .merge(admin::router(AdminState::new(models, access, stop)))
+        .layer(middleware::from_fn(note_peer))
 }
 
 /// Passes the address of the peer on in the form that the admin API reads.
@@ -91,6 +109,11 @@ async fn readiness(State(status): State<watch::Receiver<AppStatus>>) -> Response
             (StatusCode::SERVICE_UNAVAILABLE, cause.clone()).into_response()
         }
     }
+}
+
+/// The app's own metrics, so that its port can stay closed.
+async fn app_metrics_text(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Response {
+    proxy.scrape_app(query.as_deref()).await
 }
 
 async fn metrics_text(State((registry, gpus)): State<(Registry, GpuSampler)>) -> Response {

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use hush_access::Tls;
 use hush_listener::ListenOptions;
-use hush_listener::open_files::{connections_within_limit, raise_limit};
+use hush_listener::open_files::{FileBudget, raise_limit};
 use hush_listener::spool::{SpoolOptions, check_folder};
 use hush_log::{LogSetup, exposed_secret, register_program_metrics};
 use hush_residency::admin::error_body;
@@ -18,20 +19,23 @@ use prometheus::Registry;
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::args::{LogFormatArg, ModeChoice, SidecarArgs};
-use super::config::{ConfiguredModel, ConfiguredModels, aliases, models};
+use super::args::{LogFormatArg, ModeChoice, SecurityArgs, SidecarArgs, UnloadChoice};
+use super::config::{ConfiguredModel, ConfiguredModels, aliases, configure};
 use super::gpu::AppGpu;
+use super::limits::check_limits;
 use super::ops;
 use crate::app::{App, AppParameters};
-use crate::process::{AppActivity, ProcessSettings, ReadinessProbe, SupervisedApp};
+use crate::process::{AppActivity, AppSurvivors, ProcessSettings, ReadinessProbe, SupervisedApp};
 use crate::proxy::{Proxy, ProxyMetrics, ProxySettings, RequestRoutes};
 use crate::runner::{
-    AppMetrics, AppRuns, AppWatch, DetachFlag, ModelMode, PresenceRecord, RunnerTimeouts, RunnersSettings,
-    SidecarRunners, SidecarSpec, StateFile, WatchSettings, boot_id, find_state_folder,
+    AppMetricSources, AppMetrics, AppRuns, AppWatch, DetachFlag, ModelMode, PresenceRecord, RunnerTimeouts,
+    RunnersSettings, SidecarRunners, SidecarSpec, StateFile, WatchSettings, boot_id, find_state_folder,
 };
-use crate::upstream::{Upstream, UpstreamCredential, UpstreamSettings};
+use crate::status::AppStatus;
+use crate::upstream::{IDLE_UPSTREAM_MAX, Upstream, UpstreamCredential, UpstreamSettings};
 
 /// Connections of the operations listener: scrapes, controllers and their streams of events.
 const OPS_CONNECTIONS: usize = 256;
@@ -58,13 +62,28 @@ struct StartedApp {
     app: Arc<App>,
     upstream: Upstream,
     mode: ModelMode,
-    /// The app runs all the time, and loads and unloads its models itself.
+    /// The app loads and unloads its models itself, and the sidecar has started it.
     supervised: Option<SupervisedApp>,
     activity: AppActivity,
+    survivors: AppSurvivors,
 }
 
-async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
-    let ConfiguredModels { models: configured, parameters } = models(&args)?;
+impl StartedApp {
+    /// What the metrics of the app are read from.
+    fn metric_sources(&self, status: watch::Receiver<AppStatus>) -> AppMetricSources {
+        AppMetricSources {
+            app: self.app.name().to_owned(),
+            mode: self.mode.clone(),
+            ends_process: self.supervised.is_some() || matches!(self.mode, ModelMode::Process(_)),
+            survivors: self.survivors.clone(),
+            status,
+        }
+    }
+}
+
+async fn serve(mut args: SidecarArgs) -> anyhow::Result<()> {
+    let ConfiguredModels { models: configured, parameters } = configure(&mut args)?;
+    check_limits(&args)?;
     check_folder(args.requests.spool_dir.as_deref()).context("--spool-dir")?;
 
     let registry = Registry::new();
@@ -76,6 +95,7 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
     let (listener, address) = bind("--listen", args.listen).await?;
     let (ops_listener, ops_address) = bind("--ops-listen", args.ops_listen).await?;
     let access = ops::access(&args.security, ops_address.ip())?;
+    let tls = listener_tls(&args.security)?;
 
     let gpu = AppGpu::start(&args.memory, &registry, &residency).await?;
     let governed = start_app(&args, &configured, parameters)?;
@@ -94,21 +114,24 @@ async fn serve(args: SidecarArgs) -> anyhow::Result<()> {
         runs,
         record,
         activity: governed.activity.clone(),
+        survivors: governed.survivors.clone(),
+        control: governed.supervised.as_ref().map(SupervisedApp::control),
         metrics: app_metrics.clone(),
     };
     let models = start_models(&args, &configured, &governed, runners, &gpu, &residency)?;
-    app_metrics.register(&registry, governed.app.name(), &governed.mode, watch.status())?;
+    app_metrics.register(&registry, governed.metric_sources(watch.status()))?;
 
     let ops_stop = CancellationToken::new();
     let routes: Arc<dyn RequestRoutes> = governed.app.clone();
-    let settings = proxy_settings(&args, &configured, governed.activity.clone());
+    let settings = proxy_settings(&args, &configured, governed.activity.clone(), tls.clients);
     let proxy =
         Proxy::new(Arc::clone(&models), routes, governed.upstream.clone(), watch.status(), settings, proxy_metrics);
     let sampler = gpu.accounts.sampler().clone();
-    let router = ops::router(Arc::clone(&models), access, ops_stop.clone(), registry, sampler, watch.status());
+    let router =
+        ops::router(Arc::clone(&models), access, ops_stop.clone(), registry, sampler, watch.status(), proxy.clone());
     let serving = proxy.clone();
     let requests = tokio::spawn(async move { serving.serve(listener).await });
-    let operations = tokio::spawn(hush_listener::serve(ops_listener, router, ops_options()));
+    let operations = tokio::spawn(ops::serve(ops_listener, router, ops_options(), tls.ops));
     let watching = tokio::spawn(watch.run(Arc::clone(&models), app_names(&governed.app, &configured)));
     tracing::info!(
         app = governed.app.name(),
@@ -178,6 +201,9 @@ fn start_app(
         ModeChoice::Auto => !can_unload,
     };
     let process = process_settings(args, &app, port)?;
+    if process.is_none() && args.life.unload == UnloadChoice::Process {
+        bail!("--unload process: only an app that the sidecar starts can be ended: give its command after `--`");
+    }
 
     let (mode, supervised_settings) = match (is_process, process) {
         (false, process) => (ModelMode::Api, process),
@@ -194,8 +220,10 @@ fn start_app(
     };
 
     let activity = AppActivity::new();
-    let supervised = supervised_settings.map(|settings| SupervisedApp::start(settings, activity.clone()));
-    Ok(StartedApp { app, upstream, mode, supervised, activity })
+    let survivors = AppSurvivors::default();
+    let start = |settings| SupervisedApp::start_with(settings, activity.clone(), survivors.clone());
+    let supervised = supervised_settings.map(start);
+    Ok(StartedApp { app, upstream, mode, supervised, activity, survivors })
 }
 
 fn with_parameters(app: &App, configured: &[ConfiguredModel], common: Map<String, Value>) -> anyhow::Result<App> {
@@ -219,6 +247,8 @@ fn upstream_settings(args: &SidecarArgs, app: &Arc<App>) -> anyhow::Result<Upstr
     };
 
     settings.busy_port = args.busy_port;
+    settings.connect_timeout = args.requests.connect_timeout;
+    settings.idle_timeout = args.requests.upstream_idle;
     if let Some(path) = &args.upstream_credential_file {
         if let Some(problem) = exposed_secret("--upstream-credential-file", path) {
             tracing::warn!("{problem}");
@@ -301,7 +331,12 @@ fn app_watch(
     (runs, record): (AppRuns, PresenceRecord),
     lock_folder: Option<PathBuf>,
 ) -> AppWatch {
-    let settings = WatchSettings { interval: args.life.poll_interval, mode: governed.mode.clone(), lock_folder };
+    let settings = WatchSettings {
+        interval: args.life.poll_interval,
+        mode: governed.mode.clone(),
+        control: governed.supervised.as_ref().map(SupervisedApp::control),
+        lock_folder,
+    };
 
     AppWatch::new(Arc::clone(&governed.app), governed.upstream.clone(), settings, metrics, runs, record)
 }
@@ -329,6 +364,7 @@ fn start_models(
             concurrency: at_least_one(args.requests.concurrency),
             drain: model.drain,
             drain_end: DrainEnd::GiveUp,
+            unload_method: args.life.unload.into(),
             ..LifecycleSettings::default()
         },
         account: gpu.account(model.need_bytes),
@@ -354,25 +390,51 @@ fn app_names(app: &App, configured: &[ConfiguredModel]) -> BTreeMap<String, Stri
     configured.iter().map(|model| (model.name.clone(), app_name(app, model))).collect()
 }
 
-fn proxy_settings(args: &SidecarArgs, configured: &[ConfiguredModel], activity: AppActivity) -> ProxySettings {
+/// The TLS of both listeners; `None`: plain HTTP.
+struct ListenerTls {
+    clients: Option<Tls>,
+    ops: Option<Tls>,
+}
+
+fn listener_tls(security: &SecurityArgs) -> anyhow::Result<ListenerTls> {
+    let SecurityArgs { tls_cert, tls_key, ops_tls_cert, ops_tls_key, .. } = security;
+
+    let clients = Tls::from_options("tls", tls_cert.as_ref(), tls_key.as_ref())?;
+    let ops = Tls::from_options("ops-tls", ops_tls_cert.as_ref(), ops_tls_key.as_ref())?;
+    Ok(ListenerTls { clients, ops })
+}
+
+fn proxy_settings(
+    args: &SidecarArgs,
+    configured: &[ConfiguredModel],
+    activity: AppActivity,
+    tls: Option<Tls>,
+) -> ProxySettings {
     let requests = &args.requests;
+    let files = FileBudget::within_limit(OPS_CONNECTIONS + IDLE_UPSTREAM_MAX);
 
     ProxySettings {
         cold_hold: Some(requests.cold_hold),
+        // `check_limits` has seen that it fits.
+        attribution_bytes: usize::try_from(requests.attribution_bytes).unwrap_or(usize::MAX),
         spool: SpoolOptions {
             limit_bytes: Some(requests.max_body),
             dir: requests.spool_dir.clone(),
             ..SpoolOptions::default()
         },
+        body_stall: requests.body_stall,
         socket_idle: requests.socket_idle,
         first_byte_timeout: requests.first_byte_timeout.0,
+        between_bytes_timeout: requests.between_bytes_timeout.0,
         request_timeout: requests.request_timeout.0,
         default_model: configured.first().map(|model| model.name.clone()),
         aliases: aliases(configured),
-        max_connections: connections_within_limit(requests.max_connections),
+        max_connections: files.connections(requests.max_connections),
+        files,
+        keep_alive: requests.keep_alive,
         drain_deadline: args.life.drain_timeout + Duration::from_secs(2),
+        tls,
         activity,
-        ..ProxySettings::default()
     }
 }
 

@@ -34,6 +34,11 @@ pub fn read_bytes(text: &str) -> Result<u64, String> {
     bytes::parse(text).ok_or_else(|| "expected a size such as 4GiB, 512MiB or 100MB, or whole bytes".to_owned())
 }
 
+/// A plain number.
+pub fn read_count(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a whole number".to_owned())
+}
+
 /// Where the app is known to run its models: its memory is counted there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AppDevice {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hush_residency::{OnRunnerEvent, RunnerEvent};
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
+use super::AppSurvivors;
 use super::cgroup::AppCgroup;
 use super::exec;
 use super::machine::{AppDeadlines, AppEffect, AppEvent, AppMachine};
@@ -47,14 +48,11 @@ pub(super) enum AppCommand {
     Kill,
 }
 
-/// The processes that are left although they were killed. Shared between the driver and the handles.
-pub(super) type SharedSurvivors = Arc<Mutex<Vec<ProcessName>>>;
-
 /// Runs an app until no process of it is left, and reports what becomes of it.
 pub(super) async fn run(
     settings: ProcessSettings,
     activity: AppActivity,
-    survivors: SharedSurvivors,
+    survivors: AppSurvivors,
     mut inbox: mpsc::UnboundedReceiver<AppCommand>,
     notify: OnRunnerEvent,
 ) {
@@ -165,7 +163,7 @@ impl KeeperProcess {
 
 struct AppDriver {
     settings: ProcessSettings,
-    survivors: SharedSurvivors,
+    survivors: AppSurvivors,
     notify: OnRunnerEvent,
     machine: AppMachine,
     tail: OutputTail,
@@ -183,7 +181,7 @@ struct AppDriver {
 }
 
 impl AppDriver {
-    fn new(settings: ProcessSettings, survivors: SharedSurvivors, notify: OnRunnerEvent, started_at: Instant) -> Self {
+    fn new(settings: ProcessSettings, survivors: AppSurvivors, notify: OnRunnerEvent, started_at: Instant) -> Self {
         let deadlines = AppDeadlines {
             load: settings.load_timeout,
             stop: settings.stop_timeout,
@@ -423,7 +421,7 @@ impl AppDriver {
                 names.join(", ")
             );
         }
-        *self.survivors.lock().unwrap_or_else(PoisonError::into_inner) = processes;
+        self.survivors.replace(processes);
     }
 
     /// Kills what is known of the app until nothing is left. Its main process ended with the keeper.

@@ -30,24 +30,39 @@ mod process_table;
 mod settings;
 mod supervise;
 
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hush_residency::{ModelRunner, OnRunnerEvent};
 use tokio::sync::mpsc;
 
 pub use app_processes::app_processes;
-use driver::{AppCommand, SharedSurvivors};
+use driver::AppCommand;
 pub use exec::run_hidden_role;
 pub use messages::ProcessName;
 pub use port::listening_sockets;
 pub use settings::{AppActivity, ProcessSettings, ReadinessProbe, WarmRequest};
-pub use supervise::{AppProcessStatus, SupervisedApp};
+pub use supervise::{AppControl, AppProcessStatus, SupervisedApp};
 
 /// A process of the app. Clones are handles to the same one; when the last is dropped, it is ended.
 #[derive(Clone)]
 pub struct AppProcess {
     commands: mpsc::UnboundedSender<AppCommand>,
-    survivors: SharedSurvivors,
+    survivors: AppSurvivors,
+}
+
+/// The processes of an app that are left although they were killed. Clones are the same list, whichever start of the app
+/// they belong to.
+#[derive(Clone, Debug, Default)]
+pub struct AppSurvivors(Arc<Mutex<Vec<ProcessName>>>);
+
+impl AppSurvivors {
+    pub fn names(&self) -> Vec<ProcessName> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace(&self, processes: Vec<ProcessName>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = processes;
+    }
 }
 
 impl AppProcess {
@@ -60,15 +75,24 @@ impl AppProcess {
 
     /// As [`Self::start`]; an app that sends answers, as `activity` records them, is not hung.
     pub fn start_with(settings: ProcessSettings, activity: AppActivity, notify: OnRunnerEvent) -> Self {
+        Self::start_reporting(settings, activity, AppSurvivors::default(), notify)
+    }
+
+    /// As [`Self::start_with`]; processes that cannot be killed are listed in `survivors`.
+    pub fn start_reporting(
+        settings: ProcessSettings,
+        activity: AppActivity,
+        survivors: AppSurvivors,
+        notify: OnRunnerEvent,
+    ) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
-        let survivors = SharedSurvivors::default();
         tokio::spawn(driver::run(settings, activity, survivors.clone(), inbox, notify));
         Self { commands, survivors }
     }
 
     /// The processes that were killed some seconds ago and are still there.
     pub fn survivors(&self) -> Vec<ProcessName> {
-        self.survivors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.survivors.names()
     }
 
     fn send(&self, command: AppCommand) {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use axum::response::Response;
 use hush_listener::{
-    ConnectionPeer, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_TIMEOUT, OVERFLOW_TIMEOUT, RequestPhase,
-    RouteScope,
+    AcceptedConnection, ConnectionPeer, GuardedIo, GuardedService, HEAD_LIMIT_BYTES, HEAD_TIMEOUT, OVERFLOW_TIMEOUT,
+    RequestPhase, RouteScope,
 };
 use hyper::Request;
 use hyper::body::Incoming;
@@ -19,9 +19,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::answer::BrokenOff;
+use super::client_stream::ClientStream;
 use super::core::{ConnectionContext, ProxyCore};
 use super::error::format_refusal;
 use super::tunnel::Tunnel;
+
+/// The most that is read at once from a client. hyper begins with 8 KiB, and doubles it while the client fills it.
+const READ_MAX_BYTES: usize = 256 << 10;
 
 /// A socket that takes over its connection when the answer to the handshake is sent.
 #[derive(Clone, Default)]
@@ -54,28 +58,51 @@ impl Service<Request<Incoming>> for ProxyConnectionService {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve_connection(
-    stream: TcpStream,
-    core: Arc<ProxyCore>,
-    peer: ConnectionPeer,
-    phase: RequestPhase,
-    scope: RouteScope,
-) {
+pub async fn serve_connection(accepted: AcceptedConnection, core: Arc<ProxyCore>) {
+    let AcceptedConnection { stream, peer, phase, scope, limit } = accepted;
+    let file = core.settings.files.take(&limit).await;
+    let scope = if file.is_some() { scope } else { RouteScope::ProbesOnly };
+
+    let Some(stream) = shake_hands(stream, &core, peer).await else { return };
     let broken_off = BrokenOff::default();
     let tunnel = PendingTunnel::default();
-    let context =
-        ConnectionContext { peer, phase: phase.clone(), broken_off: broken_off.clone(), tunnel: tunnel.clone() };
+    let context = ConnectionContext {
+        peer,
+        scheme: stream.scheme(),
+        limit,
+        phase: phase.clone(),
+        broken_off: broken_off.clone(),
+        tunnel: tunnel.clone(),
+    };
 
     serve_http(stream, core, context, phase, scope, &broken_off).await;
 
     if let Some(tunnel) = tunnel.take() {
         tunnel.run().await;
     }
+    drop(file);
+}
+
+/// The handshake of TLS, where the listener has it; `None` where it fails, or the shutdown begins.
+async fn shake_hands(stream: TcpStream, core: &ProxyCore, peer: ConnectionPeer) -> Option<ClientStream> {
+    let Some(tls) = &core.settings.tls else { return Some(ClientStream::Plain(stream)) };
+
+    let accepted = tokio::select! {
+        accepted = tls.accept(stream) => accepted,
+        () = core.shutdown.cancelled() => return None,
+    };
+    match accepted {
+        Ok(stream) => Some(ClientStream::Tls(Box::new(stream))),
+        Err(error) => {
+            tracing::debug!(%error, peer = %peer.address, "a TLS handshake failed");
+            None
+        }
+    }
 }
 
 /// Boxed, because a connection that has become a socket needs nothing of it any more.
 fn serve_http<'a>(
-    stream: TcpStream,
+    stream: ClientStream,
     core: Arc<ProxyCore>,
     context: ConnectionContext,
     phase: RequestPhase,
@@ -94,7 +121,8 @@ fn serve_http<'a>(
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(keep_alive)
-        .max_buf_size(HEAD_LIMIT_BYTES)
+        .max_header_size(HEAD_LIMIT_BYTES)
+        .max_buf_size(READ_MAX_BYTES)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
 
@@ -112,8 +140,8 @@ fn serve_http<'a>(
         if broken_off.is_set()
             && let Some(parts) = connection.into_parts()
         {
-            // Closing it would look like the end of the answer. If this fails, the client is gone.
-            let _ = parts.io.into_inner().into_inner().set_zero_linger();
+            // Closing it would look like the end of the answer.
+            parts.io.into_inner().into_inner().reset_at_close();
         }
     })
 }

@@ -7,8 +7,9 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
-use hush_listener::{ConnectionPeer, PROBE_PATHS, REQUEST_ID, RequestPhase, request_id, spool};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use hush_listener::open_files::FilePermit;
+use hush_listener::{ConnectionLimit, ConnectionPeer, PROBE_PATHS, REQUEST_ID, RequestPhase, request_id, spool};
 use hush_residency::AcquireError;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -20,6 +21,7 @@ use tracing::Instrument;
 use super::answer::{AnswerTimers, BrokenOff, ForwardedBody, OwnBody};
 use super::attribution::{BodyScanner, query_parameter, query_without};
 use super::connection::PendingTunnel;
+use super::earlier_requests::EarlierRequests;
 use super::error::ProxyError;
 use super::headers::{self, ClientFacts};
 use super::idle_watch::{AppIdleWatch, ExchangeGuard, UntilIdle};
@@ -44,6 +46,7 @@ pub struct ProxyCore {
     pub settings: ProxySettings,
     pub intake: Arc<IntakeSettings>,
     pub kept: Arc<KeptAnswers>,
+    pub earlier: EarlierRequests,
     pub idle: Arc<AppIdleWatch>,
     pub metrics: ProxyMetrics,
     /// Cancelled when the shutdown begins.
@@ -54,6 +57,9 @@ pub struct ProxyCore {
 #[derive(Clone)]
 pub struct ConnectionContext {
     pub peer: ConnectionPeer,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    pub limit: ConnectionLimit,
     pub phase: RequestPhase,
     pub broken_off: BrokenOff,
     pub tunnel: PendingTunnel,
@@ -106,6 +112,8 @@ enum ForwardOutcome {
         app: OnUpgrade,
         client: OnUpgrade,
         socket_use: SocketUse,
+        /// That of the connection to the app.
+        file: Option<FilePermit>,
     },
 }
 
@@ -192,11 +200,12 @@ impl ProxyCore {
         }
 
         let Some(model) = self.find_model(exchange, intake.scanner().model())? else {
-            let guard = ExchangeGuard::new(None, None);
-            let answer = self.forward(exchange, intake.into_outgoing().await?, &guard, connection).await?;
+            let mut guard = ExchangeGuard::new(None, None);
+            let answer = self.forward(exchange, intake.into_outgoing().await?, &mut guard, connection).await?;
             return Ok(ForwardOutcome::Forwarded { answer, guard, copy: None });
         };
         let cold_hold = self.settings.cold_hold.filter(|_| !exchange.route.waits_forever);
+        self.note_earlier(&exchange.head.headers, model.name());
         let lease = wait_for_lease(&*model, &mut intake, cold_hold).await?;
         exchange.record.note_lease(&lease);
 
@@ -204,9 +213,9 @@ impl ProxyCore {
             let (watch, model) = (Arc::clone(&self.idle), model.name().to_owned());
             UntilIdle { watch, model }
         });
-        let guard = ExchangeGuard::new(Some(lease), until_idle);
+        let mut guard = ExchangeGuard::new(Some(lease), until_idle);
         let outgoing = intake.into_outgoing().await?;
-        let answer = self.forward(exchange, outgoing, &guard, connection).await?;
+        let answer = self.forward(exchange, outgoing, &mut guard, connection).await?;
         Ok(ForwardOutcome::Forwarded { answer, guard, copy: None })
     }
 
@@ -249,7 +258,7 @@ impl ProxyCore {
         };
 
         let mut guard = ExchangeGuard::new(visit, None);
-        match self.forward(exchange, outgoing, &guard, connection).await {
+        match self.forward(exchange, outgoing, &mut guard, connection).await {
             Ok(answer) => {
                 if headers::is_event_stream(&answer.head.headers) {
                     // It may last for ever, and whatever the request loads is loaded.
@@ -286,7 +295,7 @@ impl ProxyCore {
         };
 
         let none = OutgoingBody { body: Body::empty(), len_bytes: None, failure: Default::default() };
-        let mut answer = self.forward(exchange, none, &guard, connection).await?;
+        let mut answer = self.forward(exchange, none, &mut guard, connection).await?;
         if answer.head.status != StatusCode::SWITCHING_PROTOCOLS {
             return Ok(ForwardOutcome::Forwarded { answer, guard, copy: None });
         }
@@ -299,7 +308,7 @@ impl ProxyCore {
                 SocketUse::Work(SocketWork { model, lease, cold_hold, socket_idle })
             }
         };
-        Ok(ForwardOutcome::Socket { answer, app, client, socket_use })
+        Ok(ForwardOutcome::Socket { answer, app, client, socket_use, file: guard.take_file() })
     }
 
     /// Sends the request to the app and waits for the head of the answer.
@@ -307,9 +316,11 @@ impl ProxyCore {
         &self,
         exchange: &mut Exchange,
         outgoing: OutgoingBody,
-        guard: &ExchangeGuard,
+        guard: &mut ExchangeGuard,
         connection: &ConnectionContext,
     ) -> Result<UpstreamAnswer, ProxyError> {
+        guard.hold_file(self.settings.files.take(&connection.limit).await.ok_or(ProxyError::NoFile)?);
+
         let OutgoingBody { body, len_bytes, failure } = outgoing;
         let request = self.outgoing_request(exchange, body, len_bytes, connection)?;
 
@@ -356,7 +367,8 @@ impl ProxyCore {
         let had_length = headers.contains_key(CONTENT_LENGTH);
 
         let target_host = head.uri.authority().map(http::uri::Authority::as_str);
-        let client = ClientFacts { peer: connection.peer.address, request_id: &exchange.id, target_host };
+        let (peer, scheme) = (connection.peer.address, connection.scheme);
+        let client = ClientFacts { peer, scheme, request_id: &exchange.id, target_host };
         headers::to_upstream(&mut headers, self.upstream.host(), client, exchange.is_upgrade);
         if let Some(len) = len_bytes
             && (len > 0 || had_length)
@@ -384,6 +396,11 @@ impl ProxyCore {
             ModelNameSource::None => None,
             ModelNameSource::Path { name } => Some(name.clone()),
             ModelNameSource::Query { parameter } => in_query(parameter)?,
+            ModelNameSource::Earlier { parameter } => match in_query(parameter)?.and_then(|id| self.earlier.model(&id))
+            {
+                Some(model) => Some(model),
+                None => in_query("model")?,
+            },
             ModelNameSource::Body { member } => match in_body {
                 Some(name) => Some(name.to_owned()),
                 None => in_query(member)?,
@@ -395,6 +412,15 @@ impl ProxyCore {
         let model = self.names.find(name.as_deref(), &*self.routes).map_err(ProxyError::UnknownModel)?;
         exchange.record.model = Some(model.name().to_owned());
         Ok(Some(model))
+    }
+
+    /// Remembers the model of a request that a later one may refer to.
+    fn note_earlier(&self, headers: &HeaderMap, model: &str) {
+        let Some(header) = self.routes.earlier_header() else { return };
+
+        if let Some(id) = headers.get(header).and_then(|id| id.to_str().ok()) {
+            self.earlier.note(id, model);
+        }
     }
 
     /// An app that cannot be governed gets no work, because nothing is known of its memory.
@@ -450,14 +476,15 @@ impl ProxyCore {
                 let body = ForwardedBody { body, guard, record, timers, copy, activity, broken_off, failure: None };
                 Response::from_parts(answer, body.into_body())
             }
-            Ok(ForwardOutcome::Socket { answer: UpstreamAnswer { head: mut answer, .. }, app, client, socket_use }) => {
+            Ok(ForwardOutcome::Socket { answer, app, client, socket_use, file }) => {
+                let UpstreamAnswer { head: mut answer, .. } = answer;
                 record.code = answer.status.as_u16();
                 headers::to_client(&mut answer.headers, &id, is_upgrade);
                 let kind = if matches!(socket_use, SocketUse::Display) { "display" } else { "work" };
                 let open = OpenSocket::new(self.metrics.open_websockets.with_label_values(&[kind]));
                 let (in_request, shutdown) = (on.phase.begin(), self.shutdown.clone());
                 let activity = self.settings.activity.clone();
-                on.tunnel.set(Tunnel { client, app, socket_use, record, open, in_request, shutdown, activity });
+                on.tunnel.set(Tunnel { client, app, socket_use, record, open, in_request, shutdown, activity, file });
                 Response::from_parts(answer, Body::empty())
             }
         }

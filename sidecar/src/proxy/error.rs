@@ -48,6 +48,8 @@ pub enum ProxyError {
     Method(http::Method),
     #[error("the target of the request must be a path")]
     Target,
+    #[error("this server has no file left for a connection to the app; try again later")]
+    NoFile,
     #[error("model `{model}`: {cause}")]
     Acquire { model: String, cause: AcquireError },
     #[error("model `{model}` is not in memory, and this request does not load it; try again later")]
@@ -82,9 +84,11 @@ impl ProxyError {
             Self::Query(_) | Self::Target => StatusCode::BAD_REQUEST,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Acquire { cause: AcquireError::QueueFull { .. }, .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Acquire { .. } | Self::Away { .. } | Self::Unsuitable { .. } | Self::NotRunning { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Acquire { .. }
+            | Self::Away { .. }
+            | Self::Unsuitable { .. }
+            | Self::NotRunning { .. }
+            | Self::NoFile => StatusCode::SERVICE_UNAVAILABLE,
             Self::Upstream(error) if error.is_unsent() => StatusCode::SERVICE_UNAVAILABLE,
             Self::Upstream(_) | Self::UnaskedUpgrade => StatusCode::BAD_GATEWAY,
             Self::FirstByte { .. } | Self::RequestTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -100,6 +104,7 @@ impl ProxyError {
             Self::Body(IntakeError::TooLarge { .. }) => code::BODY_TOO_LARGE,
             Self::Body(IntakeError::Stalled { .. }) => code::REQUEST_TIMEOUT,
             Self::Body(IntakeError::Spool(_)) => "insufficient_storage",
+            Self::NoFile | Self::Body(IntakeError::NoFile) => code::TOO_MANY_CONNECTIONS,
             Self::Body(IntakeError::Read(_) | IntakeError::Task(_)) => code::INTERNAL,
             Self::Body(_) | Self::Query(_) => "invalid_body",
             Self::Method(_) => code::METHOD_NOT_ALLOWED,
@@ -125,7 +130,8 @@ impl ProxyError {
                 AcquireError::ShuttingDown => AWAY_RETRY,
             },
             Self::Away { retry_after, .. } => *retry_after,
-            Self::Unsuitable { .. } | Self::NotRunning { .. } => AWAY_RETRY,
+            Self::Unsuitable { .. } | Self::NotRunning { .. } | Self::NoFile => AWAY_RETRY,
+            Self::Body(IntakeError::NoFile) => AWAY_RETRY,
             Self::Upstream(error) if error.is_unsent() => AWAY_RETRY,
             Self::Body(IntakeError::Spool(_)) => SPENT_RETRY,
             _ => return None,
@@ -161,6 +167,7 @@ const fn intake_status(error: &IntakeError) -> StatusCode {
         IntakeError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         IntakeError::Stalled { .. } => StatusCode::REQUEST_TIMEOUT,
         IntakeError::Spool(_) => StatusCode::INSUFFICIENT_STORAGE,
+        IntakeError::NoFile => StatusCode::SERVICE_UNAVAILABLE,
         IntakeError::Read(_) | IntakeError::Task(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use hush_listener::REQUEST_ID;
@@ -37,8 +37,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = connection_tokens(headers).filter_map(|token| token.parse().ok()).collect();
 
     for name in named {
-        // `Connection` cannot take away what the proxy itself decides on.
-        if !matches!(name, HOST | CONTENT_LENGTH) {
+        // `Connection` cannot take away what the proxy itself decides on: the app would read another request.
+        if !matches!(name, HOST | CONTENT_LENGTH | CONTENT_TYPE | CONTENT_ENCODING | AUTHORIZATION) {
             headers.remove(name);
         }
     }
@@ -51,6 +51,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 #[derive(Clone, Copy, Debug)]
 pub struct ClientFacts<'a> {
     pub peer: SocketAddr,
+    /// `http` or `https`.
+    pub scheme: &'static str,
     pub request_id: &'a HeaderValue,
     /// The host of a request whose target is a whole URL.
     pub target_host: Option<&'a str>,
@@ -86,7 +88,7 @@ pub fn to_upstream(headers: &mut HeaderMap, host: &HeaderValue, client: ClientFa
         headers.insert(FORWARDED_HOST, client_host);
     }
     if !headers.contains_key(FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme));
     }
     add_forwarded_for(headers, client.peer);
     headers.insert(REQUEST_ID, client.request_id.clone());
@@ -137,7 +139,8 @@ mod tests {
     fn forwarded(headers: &[(&'static str, &'static str)], is_upgrade: bool) -> HeaderMap {
         let mut headers = map(headers);
         let id = HeaderValue::from_static("id-1");
-        let client = ClientFacts { peer: "[::ffff:10.0.0.7]:5".parse().unwrap(), request_id: &id, target_host: None };
+        let peer = "[::ffff:10.0.0.7]:5".parse().unwrap();
+        let client = ClientFacts { peer, scheme: "http", request_id: &id, target_host: None };
         to_upstream(&mut headers, &HeaderValue::from_static("127.0.0.1:1"), client, is_upgrade);
         headers
     }
@@ -147,7 +150,7 @@ mod tests {
         let sent = forwarded(
             &[
                 ("host", "gpu.example"),
-                ("connection", "close, X-Private, host, content-length"),
+                ("connection", "close, X-Private, host, content-length, Content-Encoding, authorization"),
                 ("x-private", "1"),
                 ("keep-alive", "timeout=5"),
                 ("proxy-connection", "keep-alive"),

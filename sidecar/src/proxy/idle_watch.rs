@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hush_listener::open_files::FilePermit;
 use hush_log::explain;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -109,6 +110,8 @@ pub struct ExchangeGuard {
     lease: Option<HeldLease>,
     connection: crate::upstream::ConnectionWatch,
     until_idle: Option<UntilIdle>,
+    /// That of the connection to the app.
+    file: Option<FilePermit>,
 }
 
 /// The work of an exchange ends when the app is idle.
@@ -124,7 +127,16 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 impl ExchangeGuard {
     /// `lease`: `None` for an exchange that counts as nothing.
     pub fn new(lease: Option<HeldLease>, until_idle: Option<UntilIdle>) -> Self {
-        Self { lease, connection: crate::upstream::ConnectionWatch::default(), until_idle }
+        Self { lease, connection: crate::upstream::ConnectionWatch::default(), until_idle, file: None }
+    }
+
+    pub fn hold_file(&mut self, file: FilePermit) {
+        self.file = Some(file);
+    }
+
+    /// Takes the file out, for a socket that keeps the connection to the app.
+    pub fn take_file(&mut self) -> Option<FilePermit> {
+        self.file.take()
     }
 
     /// For the connection over which the request goes.
@@ -134,6 +146,7 @@ impl ExchangeGuard {
 
     /// The last byte of the answer has come.
     pub fn complete(&mut self) {
+        self.file = None;
         if let Some(lease) = self.lease.take() {
             end(lease, self.until_idle.take());
         }

@@ -13,6 +13,7 @@ use futures_util::stream;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http_body_util::BodyExt;
+use hush_listener::open_files::{FileBudget, FilePermit};
 use hush_listener::spool::{Spool, SpoolError, SpoolOptions, Spooled};
 use hyper::body::{Body as _, Incoming};
 use tokio::task::JoinHandle;
@@ -31,6 +32,8 @@ pub struct IntakeSettings {
     pub spool: SpoolOptions,
     /// A body from which nothing comes for this long is given up.
     pub stall: Duration,
+    /// Where the file of a spool comes from.
+    pub files: FileBudget,
 }
 
 /// Why the body of a request cannot be used.
@@ -44,6 +47,8 @@ pub enum IntakeError {
     Stalled { seconds: u64 },
     #[error("storing the body failed: {0}")]
     Spool(#[source] SpoolError),
+    #[error("this server has no file left to store the body in; try again later")]
+    NoFile,
     /// The client closed the connection, or sent something that is no body.
     #[error("the body broke off: {0}")]
     ClientGone(#[source] hyper::Error),
@@ -80,6 +85,8 @@ pub struct BodyIntake {
     settings: Arc<IntakeSettings>,
     scanner: BodyScanner,
     store: BodyStore,
+    /// That of the spool.
+    file: Option<FilePermit>,
     stored_bytes: u64,
     declared_bytes: Option<u64>,
     is_complete: bool,
@@ -108,7 +115,7 @@ impl BodyIntake {
         }
 
         let store = BodyStore::Memory(BytesMut::new());
-        Ok(Self { body, settings, scanner, store, stored_bytes: 0, declared_bytes, is_complete: false })
+        Ok(Self { body, settings, scanner, store, file: None, stored_bytes: 0, declared_bytes, is_complete: false })
     }
 
     pub const fn is_complete(&self) -> bool {
@@ -193,7 +200,10 @@ impl BodyIntake {
                 self.store = BodyStore::Memory(memory);
                 return Ok(());
             }
-            BodyStore::Memory(memory) => (Spool::new(self.settings.spool.clone()), vec![memory.freeze(), piece]),
+            BodyStore::Memory(memory) => {
+                self.file = Some(self.settings.files.try_take().ok_or(IntakeError::NoFile)?);
+                (Spool::new(self.settings.spool.clone()), vec![memory.freeze(), piece])
+            }
             BodyStore::Spool(spool) => (spool, vec![piece]),
             BodyStore::Writing(_) | BodyStore::Lost => return Err(IntakeError::Read(io::ErrorKind::Other.into())),
         };
@@ -243,7 +253,7 @@ impl BodyIntake {
             limit_bytes: self.settings.spool.limit_bytes,
             stall: self.settings.stall,
         });
-        let source = OutgoingSource { stored, offset: 0, cuts, ready: Vec::new(), rest };
+        let source = OutgoingSource { stored, offset: 0, cuts, ready: Vec::new(), rest, _file: self.file };
         Ok(OutgoingBody { body: source.into_body(failure.clone()), len_bytes, failure })
     }
 }
@@ -267,7 +277,8 @@ impl OutgoingBody {
 
         let rest = LiveBody { body, scanner: BodyScanner::opaque(), received_bytes: 0, limit_bytes: None, stall };
         let stored = StoredBody::Memory(None);
-        let source = OutgoingSource { stored, offset: 0, cuts: Vec::new(), ready: Vec::new(), rest: Some(rest) };
+        let source =
+            OutgoingSource { stored, offset: 0, cuts: Vec::new(), ready: Vec::new(), rest: Some(rest), _file: None };
         Self { body: source.into_body(failure.clone()), len_bytes: content_length(headers), failure }
     }
 }
@@ -313,6 +324,7 @@ struct OutgoingSource {
     /// Slices of the last piece, in reverse.
     ready: Vec<Bytes>,
     rest: Option<LiveBody>,
+    _file: Option<FilePermit>,
 }
 
 impl OutgoingSource {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hush_listener::{AcceptOptions, AcceptedConnection, accept_connections};
+use hush_listener::{AcceptOptions, accept_connections};
 use tokio::net::TcpListener;
 
 use super::connection::serve_connection;
@@ -15,9 +15,5 @@ pub async fn serve(listener: TcpListener, core: Arc<ProxyCore>) {
     let accepting =
         AcceptOptions { max_connections: core.settings.max_connections, drain_deadline: core.settings.drain_deadline };
 
-    accept_connections(listener, shutdown, accepting, |accepted| {
-        let AcceptedConnection { stream, peer, phase, scope } = accepted;
-        serve_connection(stream, Arc::clone(&core), peer, phase, scope)
-    })
-    .await;
+    accept_connections(listener, shutdown, accepting, |accepted| serve_connection(accepted, Arc::clone(&core))).await;
 }

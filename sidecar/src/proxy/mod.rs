@@ -15,13 +15,19 @@
 //! | `core` | the order of the steps for each class of request |
 //! | `answer` | the body of an answer, with the lease |
 //! | `idle_watch` | leases of work that goes on after its answer, or after its client |
+//! | `client_stream` | the connection of a client, plain or over TLS |
 //! | `tunnel`, `frames` | websockets |
+//! | `earlier_requests` | ids of requests to which later ones refer |
+//! | `app_scrape` | the app's own metrics, for the operations listener |
 //! | `kept_answers` | lists for the time in which the app does not run |
 
 mod answer;
+mod app_scrape;
 mod attribution;
+mod client_stream;
 mod connection;
 mod core;
+mod earlier_requests;
 mod error;
 mod frames;
 mod headers;
@@ -38,6 +44,7 @@ mod tunnel;
 
 use std::sync::Arc;
 
+use axum::response::Response;
 use hush_residency::{Models, RunnerFactory};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -51,6 +58,7 @@ pub use routes::RequestRoutes;
 pub use settings::ProxySettings;
 
 use self::core::ProxyCore;
+use earlier_requests::EarlierRequests;
 use idle_watch::AppIdleWatch;
 use intake::IntakeSettings;
 use kept_answers::KeptAnswers;
@@ -77,11 +85,14 @@ impl Proxy {
             attribution_bytes: settings.attribution_bytes,
             spool: settings.spool.clone(),
             stall: settings.body_stall,
+            files: settings.files.clone(),
         });
         let idle = Arc::new(AppIdleWatch::new(Arc::clone(&routes), upstream.clone(), status.clone()));
+        let earlier = EarlierRequests::default();
         let (kept, shutdown) = (Arc::new(KeptAnswers::default()), CancellationToken::new());
 
-        let core = ProxyCore { names, routes, upstream, status, settings, intake, kept, idle, metrics, shutdown };
+        let core =
+            ProxyCore { names, routes, upstream, status, settings, intake, kept, earlier, idle, metrics, shutdown };
         Self { core: Arc::new(core) }
     }
 
@@ -89,6 +100,11 @@ impl Proxy {
     /// settings, and the rest are cut off. Dropping the future cuts off all connections at once.
     pub async fn serve(&self, listener: TcpListener) {
         listener::serve(listener, Arc::clone(&self.core)).await;
+    }
+
+    /// The app's own metrics, for the operations listener. `query`: of the scrape.
+    pub async fn scrape_app(&self, query: Option<&str>) -> Response {
+        self.core.scrape_app(query).await
     }
 
     /// Begins the shutdown. Requests that wait for a model go on waiting: the end of the models refuses them.

@@ -25,6 +25,18 @@ pub trait RequestRoutes: Send + Sync + 'static {
     /// # Errors
     /// If the answer cannot be read.
     fn read_busy(&self, model: &str, answer: &AppAnswer) -> Result<u64, AppAnswerError>;
+
+    /// The port on which the app has its metrics; `None`: the one on which it serves requests.
+    fn metrics_port(&self) -> Option<u16> {
+        None
+    }
+
+    /// The header by whose value a later request may refer to a request ([`ModelNameSource::Earlier`]).
+    ///
+    /// [`ModelNameSource::Earlier`]: crate::app::ModelNameSource::Earlier
+    fn earlier_header(&self) -> Option<&str> {
+        None
+    }
 }
 
 impl RequestRoutes for App {
@@ -46,6 +58,15 @@ impl RequestRoutes for App {
 
     fn read_busy(&self, model: &str, answer: &AppAnswer) -> Result<u64, AppAnswerError> {
         Self::read_busy(self, model, answer)
+    }
+
+    fn metrics_port(&self) -> Option<u16> {
+        let (port, request) = self.busy_on_port("")?;
+        (request.path == "/metrics").then_some(port)
+    }
+
+    fn earlier_header(&self) -> Option<&str> {
+        Self::earlier_header(self)
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hush_access::Tls;
+use hush_listener::open_files::FileBudget;
 use hush_listener::spool::SpoolOptions;
 
 use crate::process::AppActivity;
@@ -31,7 +33,11 @@ pub struct ProxySettings {
     pub default_model: Option<String>,
     /// Other names that the app gives its models: from the name to the model.
     pub aliases: BTreeMap<String, String>,
+    /// `None`: plain HTTP.
+    pub tls: Option<Tls>,
     pub max_connections: usize,
+    /// The open files of connections, requests and bodies.
+    pub files: FileBudget,
     /// How long a connection may be without a request.
     pub keep_alive: Duration,
     /// How long requests may go on once the shutdown has begun.
@@ -53,7 +59,9 @@ impl Default for ProxySettings {
             request_timeout: None,
             default_model: None,
             aliases: BTreeMap::new(),
+            tls: None,
             max_connections: 16 << 10,
+            files: FileBudget::new(usize::MAX),
             // Long, because a client that reuses a connection just when it is closed gets an error.
             keep_alive: Duration::from_secs(120),
             drain_deadline: Duration::from_secs(30),

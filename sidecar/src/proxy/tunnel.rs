@@ -4,11 +4,11 @@
 //! went either way recently; pings count as nothing. A message that arrives without a lease waits in the sidecar until the
 //! model is there again, while pings and pongs pass it, so that the app does not take the client for dead.
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use hush_listener::open_files::FilePermit;
 use hush_listener::{GuardedIo, InRequest};
 use hush_residency::AcquireError;
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -19,12 +19,12 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::client_stream::{ClientStream, DuplexStream};
 use super::frames::{FrameKind, FrameScanner, close_code, close_frame};
 use super::models::{HeldLease, LeasedModel};
 use super::record::ProxyRequestRecord;
 use crate::process::AppActivity;
 
-const READ_BYTES: usize = 16 << 10;
 /// Messages that wait for a model; beyond this nothing is read from the client.
 const HELD_MAX_BYTES: usize = 1 << 20;
 /// How long the last frame to a client may take.
@@ -60,6 +60,8 @@ pub struct Tunnel {
     pub in_request: InRequest,
     pub shutdown: CancellationToken,
     pub activity: AppActivity,
+    /// That of the connection to the app.
+    pub file: Option<FilePermit>,
 }
 
 /// Counts an open socket until it is dropped.
@@ -100,24 +102,24 @@ impl SocketEnd {
 
 /// One side of the socket, and what it sent with its handshake.
 struct SocketSide {
-    stream: TcpStream,
+    stream: DuplexStream,
     early: Bytes,
 }
 
 fn client_side(upgraded: Upgraded) -> Option<SocketSide> {
-    let parts = upgraded.downcast::<TokioIo<GuardedIo<TcpStream>>>().ok()?;
-    Some(SocketSide { stream: parts.io.into_inner().into_inner(), early: parts.read_buf })
+    let parts = upgraded.downcast::<TokioIo<GuardedIo<ClientStream>>>().ok()?;
+    Some(SocketSide { stream: parts.io.into_inner().into_inner().into(), early: parts.read_buf })
 }
 
 fn app_side(upgraded: Upgraded) -> Option<SocketSide> {
     let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-    Some(SocketSide { stream: parts.io.into_inner(), early: parts.read_buf })
+    Some(SocketSide { stream: DuplexStream::Plain(parts.io.into_inner()), early: parts.read_buf })
 }
 
 impl Tunnel {
     /// Copies until either side closes, the model cannot be had, or the shutdown comes.
     pub async fn run(self) {
-        let Self { client, app, socket_use, mut record, open, in_request, shutdown, activity } = self;
+        let Self { client, app, socket_use, mut record, open, in_request, shutdown, activity, file } = self;
 
         let sides = match (client.await, app.await) {
             (Ok(client), Ok(app)) => client_side(client).zip(app_side(app)),
@@ -141,7 +143,7 @@ impl Tunnel {
         if let SocketEnd::Unavailable(error) = end {
             record.failure = Some(error.to_string());
         }
-        drop((open, in_request, record));
+        drop((open, in_request, record, file));
     }
 }
 
@@ -218,13 +220,15 @@ struct LeaseSignals {
 }
 
 /// Tells the client why its socket ends, where that does not cut a frame in two, and closes both.
-async fn close(client: TcpStream, end: &SocketEnd, state: SocketState) -> (SocketEnd, SocketState) {
+async fn close(client: DuplexStream, end: &SocketEnd, state: SocketState) -> (SocketEnd, SocketState) {
     let can_tell = state.from_app.is_at_boundary() && !state.from_app.has_close() && !state.is_writing;
 
     if let Some(code) = end.close_code().filter(|_| can_tell) {
         // The client may be gone already.
-        let _ = timeout(CLOSE_TIMEOUT, write_all(&client, &close_frame(code))).await;
+        let _ = timeout(CLOSE_TIMEOUT, client.write_all(&close_frame(code))).await;
     }
+    // As above.
+    let _ = timeout(CLOSE_TIMEOUT, client.shut_down()).await;
     let end = match end {
         SocketEnd::ClientClosed => SocketEnd::ClientClosed,
         SocketEnd::AppClosed => SocketEnd::AppClosed,
@@ -238,7 +242,7 @@ async fn close(client: TcpStream, end: &SocketEnd, state: SocketState) -> (Socke
 /// message goes by without a lease.
 async fn copy_to_client(
     app: &SocketSide,
-    client: &TcpStream,
+    client: &DuplexStream,
     state: &SharedState,
     on_piece: impl Fn(),
     on_message: impl Fn(),
@@ -261,7 +265,7 @@ async fn copy_to_client(
                 on_message();
             }
 
-            if write_all(client, &piece).await.is_err() {
+            if client.write_all(&piece).await.is_err() {
                 return;
             }
             let mut state = state.lock();
@@ -269,7 +273,7 @@ async fn copy_to_client(
             state.sent_bytes += piece.len() as u64;
         }
 
-        piece = match read_some(&app.stream).await {
+        piece = match app.stream.read_some().await {
             Ok(piece) if !piece.is_empty() => piece,
             _ => return,
         };
@@ -277,14 +281,14 @@ async fn copy_to_client(
 }
 
 /// Returns when the client or the app is gone.
-async fn copy_to_app(client: &SocketSide, app: &TcpStream) {
+async fn copy_to_app(client: &SocketSide, app: &DuplexStream) {
     let mut piece = client.early.clone();
 
     loop {
-        if write_all(app, &piece).await.is_err() {
+        if app.write_all(&piece).await.is_err() {
             return;
         }
-        piece = match read_some(&client.stream).await {
+        piece = match client.stream.read_some().await {
             Ok(piece) if !piece.is_empty() => piece,
             _ => return,
         };
@@ -292,18 +296,18 @@ async fn copy_to_app(client: &SocketSide, app: &TcpStream) {
 }
 
 /// Returns when the client or the app is gone. Messages wait until there is a lease.
-async fn copy_messages(client: &SocketSide, app: &TcpStream, state: &SharedState, leases: &LeaseSignals) {
+async fn copy_messages(client: &SocketSide, app: &DuplexStream, state: &SharedState, leases: &LeaseSignals) {
     let mut held = BytesMut::new();
     let mut piece = client.early.clone();
 
     loop {
         let out = sort_frames(&piece, &mut held, state, leases);
-        if write_all(app, &out).await.is_err() {
+        if app.write_all(&out).await.is_err() {
             return;
         }
 
         tokio::select! {
-            read = read_some(&client.stream), if held.len() < HELD_MAX_BYTES => match read {
+            read = client.stream.read_some(), if held.len() < HELD_MAX_BYTES => match read {
                 Ok(read) if !read.is_empty() => piece = read,
                 _ => return,
             },
@@ -406,31 +410,4 @@ async fn shut_down_when_idle(state: &SharedState, shutdown: &CancellationToken) 
     while state.lock().lease.is_some() {
         sleep(SHUTDOWN_POLL).await;
     }
-}
-
-/// Reads what there is; empty at the end. The buffer is made when something has come.
-async fn read_some(stream: &TcpStream) -> io::Result<Bytes> {
-    loop {
-        stream.readable().await?;
-
-        let mut piece = BytesMut::with_capacity(READ_BYTES);
-        match stream.try_read_buf(&mut piece) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-            Ok(_) => return Ok(piece.freeze()),
-        }
-    }
-}
-
-async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        stream.writable().await?;
-
-        match stream.try_write(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-            Ok(written) => bytes = &bytes[written..],
-        }
-    }
-    Ok(())
 }

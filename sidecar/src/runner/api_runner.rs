@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
+use hush_contract::admin::{ProcessOutcome, UnloadMethod};
 use hush_residency::{LoadTimings, OnRunnerEvent, RunnerEvent};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 
 use super::app_calls::{ActionError, ListError, LoadedInApp, app_ended, load_timed_out};
 use super::app_runs::RunNumber;
+use super::app_users::StopPlan;
 use super::observation::ObservedContent;
+use super::process_end::LoadedContent;
 use super::{RunnersShared, SidecarSpec};
 use crate::app::ModelPresence;
-use crate::process::app_processes;
+use crate::process::{AppControl, app_processes};
 use crate::status::AppStatus;
 use crate::upstream::UpstreamError;
 
@@ -25,7 +28,7 @@ pub struct ApiRunner {
 }
 
 enum RunnerCommand {
-    Stop,
+    Stop(UnloadMethod),
     Kill,
 }
 
@@ -33,6 +36,7 @@ impl ApiRunner {
     /// Loads the model. Must be called inside a tokio runtime, as [`Self::adopt`].
     pub(super) fn load(shared: Arc<RunnersShared>, spec: SidecarSpec, notify: OnRunnerEvent) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
+        shared.users().enter(&spec.app_name);
         let task = RunnerTask { shared, name: spec.name, model: spec.app_name, notify, inbox, loaded: None };
 
         tokio::spawn(task.run_from_load());
@@ -43,6 +47,7 @@ impl ApiRunner {
     pub(super) fn adopt(shared: Arc<RunnersShared>, spec: SidecarSpec, notify: OnRunnerEvent) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
         let loaded = Some(LoadedInstance::adopted(&shared, &spec.app_name));
+        shared.users().enter(&spec.app_name);
         let task = RunnerTask { shared, name: spec.name, model: spec.app_name, notify, inbox, loaded };
 
         tokio::spawn(task.run_adopted());
@@ -51,7 +56,11 @@ impl ApiRunner {
 
     pub(super) fn stop(&self) {
         // Without a task the runner has ended already.
-        let _ = self.commands.send(RunnerCommand::Stop);
+        let _ = self.commands.send(RunnerCommand::Stop(UnloadMethod::App));
+    }
+
+    pub(super) fn stop_with_process(&self) {
+        let _ = self.commands.send(RunnerCommand::Stop(UnloadMethod::Process));
     }
 
     pub(super) fn kill(&self) {
@@ -106,8 +115,14 @@ impl RunnerTask {
     async fn run_from_load(mut self) {
         match self.load().await {
             NextPhase::Loaded => self.run_loaded().await,
-            NextPhase::Over => (self.notify)(RunnerEvent::Exited),
+            NextPhase::Over => self.finish().await,
         }
+    }
+
+    /// The model holds nothing of the app any more.
+    async fn finish(&self) {
+        self.shared.leave(&self.model).await;
+        (self.notify)(RunnerEvent::Exited);
     }
 
     async fn run_adopted(self) {
@@ -140,7 +155,7 @@ impl RunnerTask {
     async fn load(&mut self) -> NextPhase {
         (self.notify)(RunnerEvent::Started { pids: Vec::new() });
         // A model that comes with the first request is not there yet when its load is over: only its process tells later.
-        if self.shared.settings.app.load(&self.model).is_none() && self.shared.settings.app.has_one_model() {
+        if self.comes_with_first_request() {
             self.name_processes().await;
         }
         if let Err(cause) = self.wait_for_app().await {
@@ -153,7 +168,7 @@ impl RunnerTask {
         let load = async {
             // The semaphore is never closed.
             let _turn = shared.load_turn.acquire().await;
-            shared.load_model(&self.model).await
+            shared.bring_in(&self.model).await
         };
         tokio::pin!(load);
         let loaded = tokio::select! {
@@ -171,11 +186,14 @@ impl RunnerTask {
 
         let total = began.elapsed();
         match loaded {
-            Ok(LoadedInApp { run, instance, was_there }) => {
-                if was_there {
+            Ok(LoadedContent { loaded: LoadedInApp { run, instance, was_there }, was_started }) => {
+                self.loaded = Some(LoadedInstance { since: Instant::now(), run, instance, was_held: false });
+                // Before the app was started there was no process to name.
+                if was_started && self.comes_with_first_request() {
+                    self.name_processes().await;
+                } else if was_there && !was_started {
                     self.name_processes_if_alone().await;
                 }
-                self.loaded = Some(LoadedInstance { since: Instant::now(), run, instance, was_held: false });
                 (self.notify)(RunnerEvent::Loaded(LoadTimings { sessions: total, total, ..LoadTimings::default() }));
                 (self.notify)(RunnerEvent::FullyLoaded(total));
                 NextPhase::Loaded
@@ -199,6 +217,10 @@ impl RunnerTask {
         }
     }
 
+    fn comes_with_first_request(&self) -> bool {
+        self.shared.settings.app.load(&self.model).is_none() && self.shared.settings.app.has_one_model()
+    }
+
     /// Waits until the app has said who it is.
     async fn wait_for_app(&self) -> Result<(), String> {
         let mut status = self.shared.settings.status.clone();
@@ -206,8 +228,11 @@ impl RunnerTask {
         // A status that does not change any more is as good as one that is late.
         let mut run = self.shared.settings.runs.follow();
         let is_there = async {
-            let _ = answered.await;
-            let _ = run.wait_for(|run| run.is_up).await;
+            // An app that was ended on purpose is started by the load.
+            let is_stopped = answered.await.is_ok_and(|status| matches!(*status, AppStatus::Stopped));
+            if !is_stopped {
+                let _ = run.wait_for(|run| run.is_up).await;
+            }
         };
         let _ = timeout(APP_ANSWER_TIMEOUT, is_there).await;
 
@@ -236,15 +261,19 @@ impl RunnerTask {
                     }
                 }
                 command = self.inbox.recv() => match command {
-                    Some(RunnerCommand::Stop) if self.shared.settings.detach.is_set() => break,
-                    Some(RunnerCommand::Stop) => match self.stop().await {
-                        Ok(()) => break,
+                    Some(RunnerCommand::Stop(_)) if self.shared.settings.detach.is_set() => break,
+                    Some(RunnerCommand::Stop(method)) => match self.stop(method).await {
+                        Ok(outcome) => {
+                            self.report_process(outcome);
+                            break;
+                        }
                         Err(cause) => (self.notify)(RunnerEvent::StopRefused { cause }),
                     },
                     Some(RunnerCommand::Kill) => {
                         if !self.shared.settings.detach.is_set() {
                             self.end_whatever_it_does().await;
                         }
+                        self.report_process(ProcessOutcome::Kept);
                         break;
                     }
                     // The sidecar ends.
@@ -256,6 +285,9 @@ impl RunnerTask {
                     }
                     let event = self.judge_observation(&observations);
                     if let Some(event) = event {
+                        if matches!(event, RunnerEvent::LeftByItself) {
+                            self.report_process(ProcessOutcome::Kept);
+                        }
                         (self.notify)(event);
                         break;
                     }
@@ -263,7 +295,13 @@ impl RunnerTask {
             }
         }
 
-        (self.notify)(RunnerEvent::Exited);
+        self.finish().await;
+    }
+
+    fn report_process(&self, outcome: ProcessOutcome) {
+        if outcome != ProcessOutcome::Ended {
+            (self.notify)(RunnerEvent::ProcessKept(outcome));
+        }
     }
 
     /// What an observation says about the loaded model; `None`: it is as it was.
@@ -300,33 +338,57 @@ impl RunnerTask {
     }
 
     /// Unloads the model; a command that comes meanwhile, or the end of the sidecar, ends the wait for the app.
-    async fn stop(&mut self) -> Result<(), String> {
+    async fn stop(&mut self, method: UnloadMethod) -> Result<ProcessOutcome, String> {
         tokio::select! {
-            unloaded = unload(&self.shared, &self.name, &self.model) => unloaded,
-            _ = self.inbox.recv() => Ok(()),
+            unloaded = unload(&self.shared, &self.name, &self.model, method) => unloaded,
+            _ = self.inbox.recv() => Ok(ProcessOutcome::Kept),
         }
     }
 
     /// Unloads the model and accepts whatever the app answers.
     async fn end_whatever_it_does(&self) {
+        // An app that was started for this load, and is not ready, has nothing to unload: it is ended.
+        if self.shared.settings.control.as_ref().is_some_and(AppControl::is_absent) {
+            self.shared.users().wish_end(&self.model);
+            return;
+        }
+
         if let Err(error) = self.shared.unload_model(&self.model).await {
             tracing::warn!(model = self.model, error = hush_log::explain(&error), "the app did not unload the model");
         }
     }
 }
 
-/// Unloads a model, if the app has no work for it.
-async fn unload(shared: &RunnersShared, name: &str, model: &str) -> Result<(), String> {
-    match shared.app_work(model).await {
-        Ok(0) => {}
+/// Unloads a model, if the app has no work for it, and ends the process of the app where that is due.
+async fn unload(
+    shared: &RunnersShared,
+    name: &str,
+    model: &str,
+    method: UnloadMethod,
+) -> Result<ProcessOutcome, String> {
+    let is_down = match shared.app_work(model).await {
+        Ok(0) => false,
         Ok(work) => return Err(format!("the app has work for it: {work} requests")),
         // Without the app its models are not in memory.
-        Err(ListError::Upstream(UpstreamError::Refused { .. })) => return Ok(()),
+        Err(ListError::Upstream(UpstreamError::Refused { .. })) => true,
         Err(error) => return Err(format!("the app does not say whether it has work: {}", hush_log::explain(&error))),
+    };
+
+    let outcome = match shared.plan_stop(model, method).await {
+        StopPlan::EndProcess => shared.end_process_with(model).await,
+        StopPlan::UnloadInApp(outcome) => outcome,
+    };
+    if outcome == ProcessOutcome::Ended || is_down {
+        return Ok(outcome);
     }
 
     match shared.unload_model(model).await {
-        Ok(()) | Err(ActionError::AppIsDown(_) | ActionError::Restarted) => Ok(()),
+        Ok(()) | Err(ActionError::AppIsDown(_) | ActionError::Restarted) => {
+            if outcome == ProcessOutcome::KeptForOthers {
+                shared.users().wish_end(model);
+            }
+            Ok(outcome)
+        }
         Err(error) => {
             if let ActionError::Unconfirmed { .. } = error {
                 shared.settings.metrics.unloads_unconfirmed_total.with_label_values(&[name]).inc();

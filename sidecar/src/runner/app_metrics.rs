@@ -10,6 +10,7 @@ use prometheus::{Gauge, GaugeVec, IntCounterVec, Opts, Registry};
 use tokio::sync::watch;
 
 use super::ModelMode;
+use crate::process::AppSurvivors;
 use crate::status::AppStatus;
 
 impl ModelMode {
@@ -19,6 +20,17 @@ impl ModelMode {
             Self::Process(_) => AppMode::Process,
         }
     }
+}
+
+/// What the metrics of the app are read from at each scrape.
+pub struct AppMetricSources {
+    /// The kind of the app.
+    pub app: String,
+    pub mode: ModelMode,
+    /// An unload can end the process of the app.
+    pub ends_process: bool,
+    pub survivors: AppSurvivors,
+    pub status: watch::Receiver<AppStatus>,
 }
 
 /// The counters of an app, and whether its own port can be reached from elsewhere. Cheap to clone; clones are the same.
@@ -55,16 +67,8 @@ impl AppMetrics {
     ///
     /// # Errors
     /// If it is registered already.
-    pub fn register(
-        &self,
-        registry: &Registry,
-        app: &str,
-        mode: &ModelMode,
-        status: watch::Receiver<AppStatus>,
-    ) -> prometheus::Result<()> {
-        let metrics = self.clone();
-
-        registry.register(Box::new(AppCollector::new(app.to_owned(), mode.word(), status, metrics)?))
+    pub fn register(&self, registry: &Registry, sources: AppMetricSources) -> prometheus::Result<()> {
+        registry.register(Box::new(AppCollector::new(sources, self.clone())?))
     }
 
     /// Notes whether the app's own port accepts connections from elsewhere; returns whether that is news.
@@ -80,22 +84,22 @@ impl AppMetrics {
 }
 
 struct AppCollector {
-    app: String,
-    mode: AppMode,
-    status: watch::Receiver<AppStatus>,
+    sources: AppMetricSources,
     metrics: AppMetrics,
     descs: Vec<Desc>,
 }
 
 impl AppCollector {
-    fn new(
-        app: String,
-        mode: AppMode,
-        status: watch::Receiver<AppStatus>,
-        metrics: AppMetrics,
-    ) -> prometheus::Result<Self> {
-        let families =
-            [names::APP_INFO, names::APP_UP, names::APP_GOVERNED, names::APP_PROBLEM_INFO, names::APP_PORT_EXPOSED];
+    fn new(sources: AppMetricSources, metrics: AppMetrics) -> prometheus::Result<Self> {
+        let families = [
+            names::APP_INFO,
+            names::APP_UP,
+            names::APP_GOVERNED,
+            names::APP_PROBLEM_INFO,
+            names::APP_PORT_EXPOSED,
+            names::APP_PROCESS_UNLOAD,
+            names::APP_SURVIVING_PROCESSES,
+        ];
         let descs: prometheus::Result<Vec<Desc>> = families
             .into_iter()
             .map(|name| gauge(name).map(|gauge| gauge.desc().into_iter().cloned().collect::<Vec<_>>()))
@@ -104,17 +108,17 @@ impl AppCollector {
                 Ok(all)
             });
 
-        Ok(Self { app, mode, status, metrics, descs: descs? })
+        Ok(Self { sources, metrics, descs: descs? })
     }
 
     fn families(&self) -> prometheus::Result<Vec<MetricFamily>> {
-        let (version, is_up, governance, problem) = match &*self.status.borrow() {
+        let (version, is_up, governance, problem) = match &*self.sources.status.borrow() {
             AppStatus::Running { version } => (version.clone(), true, AppGovernance::Governed, None),
             AppStatus::Stopped => (None, true, AppGovernance::Governed, None),
             AppStatus::Unreachable { cause } => (None, false, AppGovernance::Unreachable, Some(cause.clone())),
             AppStatus::Unsuitable { cause } => (None, true, AppGovernance::Unsuitable, Some(cause.clone())),
         };
-        let app = self.app.as_str();
+        let app = self.sources.app.as_str();
         let mut families = Vec::new();
         let mut add = |name: &str, labels: &[&str], value: f64| {
             let gauge = gauge(name)?;
@@ -125,7 +129,7 @@ impl AppCollector {
         };
 
         let governed = f64::from(u8::from(governance == AppGovernance::Governed));
-        add(names::APP_INFO, &[app, &version.unwrap_or_default(), self.mode.as_str()], 1.0)?;
+        add(names::APP_INFO, &[app, &version.unwrap_or_default(), self.sources.mode.word().as_str()], 1.0)?;
         add(names::APP_UP, &[app], f64::from(u8::from(is_up)))?;
         add(names::APP_GOVERNED, &[app, governance.as_str()], governed)?;
         if let Some(problem) = problem {
@@ -134,6 +138,8 @@ impl AppCollector {
         if let Some(is_exposed) = self.metrics.is_port_exposed() {
             add(names::APP_PORT_EXPOSED, &[app], f64::from(u8::from(is_exposed)))?;
         }
+        add(names::APP_PROCESS_UNLOAD, &[app], f64::from(u8::from(self.sources.ends_process)))?;
+        add(names::APP_SURVIVING_PROCESSES, &[app], self.sources.survivors.names().len() as f64)?;
         Ok(families)
     }
 }
@@ -169,7 +175,8 @@ mod tests {
             assert!(!metrics.note_port_exposed(is_exposed), "that is known");
         }
         let (_keep, status) = watch::channel(status);
-        metrics.register(&registry, "ollama", &ModelMode::Api, status).unwrap();
+        let (app, mode, survivors) = ("ollama".to_owned(), ModelMode::Api, AppSurvivors::default());
+        metrics.register(&registry, AppMetricSources { app, mode, ends_process: true, survivors, status }).unwrap();
 
         let mut text = Vec::new();
         TextEncoder::new().encode(&registry.gather(), &mut text).unwrap();
@@ -184,6 +191,8 @@ mod tests {
         assert!(text.contains("hush_app_up{app=\"ollama\"} 1"), "{text}");
         assert!(text.contains("hush_app_governed{app=\"ollama\",reason=\"governed\"} 1"), "{text}");
         assert!(text.contains("hush_app_port_exposed{app=\"ollama\"} 0"), "{text}");
+        assert!(text.contains("hush_app_process_unload{app=\"ollama\"} 1"), "{text}");
+        assert!(text.contains("hush_app_surviving_processes{app=\"ollama\"} 0"), "{text}");
         assert!(!text.contains("hush_app_problem_info{"), "{text}");
     }
 

@@ -12,8 +12,13 @@ use crate::upstream::Upstream;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Apps close a silent connection after seconds. One that closes it sooner is not asked again at once.
+/// Apps close a silent connection after seconds.
 const SHORTEST_LIFE: Duration = Duration::from_millis(500);
+
+/// The pauses before a connection that was closed sooner is looked at again. They begin short, because a process that is
+/// killed still accepts connections for a moment after it has closed the others.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The pause between two attempts while the app does not accept connections.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
@@ -36,13 +41,22 @@ pub(super) struct AppPresence {
     runs: AppRuns,
     connection: Option<Arc<TcpStream>>,
     opened: Instant,
+    /// Before the next look at a connection that is closed at once.
+    pause: Duration,
 }
 
 impl AppPresence {
     pub(super) fn new(upstream: &Upstream, runs: AppRuns) -> Self {
         let settings = upstream.settings();
 
-        Self { host: settings.host.clone(), port: settings.port, runs, connection: None, opened: Instant::now() }
+        Self {
+            host: settings.host.clone(),
+            port: settings.port,
+            runs,
+            connection: None,
+            opened: Instant::now(),
+            pause: FIRST_PAUSE,
+        }
     }
 
     /// Returns when the app has ended, or is there again. Must not be cancelled.
@@ -66,8 +80,11 @@ impl AppPresence {
             self.runs.end(run.number);
             return PresenceChange::Gone;
         };
-        if closed_at_once && change == PresenceChange::Back {
-            sleep(SHORTEST_LIFE).await;
+        if closed_at_once {
+            sleep(self.pause).await;
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        } else {
+            self.pause = FIRST_PAUSE;
         }
         change
     }

@@ -11,28 +11,32 @@ mod app_calls;
 mod app_metrics;
 mod app_presence;
 mod app_runs;
+mod app_users;
 mod observation;
 mod port_check;
 mod presence_record;
+mod process_end;
 mod recorded_calls;
 mod state_file;
 mod watch;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hush_residency::{ModelRunner, OnRunnerEvent, RunnerFactory, RunnerSpec};
 use tokio::sync::{Semaphore, watch as watch_channel};
 
+use app_users::AppUsers;
+
 use crate::app::App;
-use crate::process::{AppActivity, AppProcess, ProcessSettings};
+use crate::process::{AppActivity, AppControl, AppProcess, AppSurvivors, ProcessSettings};
 use crate::status::AppStatus;
 use crate::upstream::Upstream;
 
 pub use api_runner::ApiRunner;
-pub use app_metrics::AppMetrics;
+pub use app_metrics::{AppMetricSources, AppMetrics};
 pub use app_runs::AppRuns;
 pub use observation::AppObservation;
 pub use presence_record::PresenceRecord;
@@ -61,6 +65,11 @@ pub struct RunnersSettings {
     pub record: PresenceRecord,
     /// When the app last sent something through the proxy.
     pub activity: AppActivity,
+    /// The processes of the app that cannot be killed.
+    pub survivors: AppSurvivors,
+    /// Ends and starts the app between its loads; `None`: the sidecar has not started the app, or it is one model in
+    /// process mode.
+    pub control: Option<AppControl>,
     pub metrics: AppMetrics,
 }
 
@@ -121,6 +130,7 @@ struct RunnersShared {
     settings: RunnersSettings,
     /// One load at a time: of two models that grow at once, the figures of the device do not tell which took what.
     load_turn: Semaphore,
+    users: Mutex<AppUsers>,
 }
 
 /// A runner of one model.
@@ -136,7 +146,9 @@ impl RunnerFactory for SidecarRunners {
     type Runner = SidecarRunner;
 
     fn new(settings: RunnersSettings) -> io::Result<Self> {
-        Ok(Self { shared: Arc::new(RunnersShared { settings, load_turn: Semaphore::new(1) }) })
+        let shared = RunnersShared { settings, load_turn: Semaphore::new(1), users: Mutex::default() };
+
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     fn start(&self, spec: SidecarSpec, notify: OnRunnerEvent) -> SidecarRunner {
@@ -154,14 +166,21 @@ impl RunnerFactory for SidecarRunners {
         }
     }
 
+    fn end_unused_process(&self) {
+        let shared = Arc::clone(&self.shared);
+
+        tokio::spawn(async move { shared.end_unused_process().await });
+    }
+
     async fn shutdown(&self) {}
 }
 
 impl SidecarRunners {
     fn start_process(&self, process: ProcessSettings, notify: OnRunnerEvent) -> SidecarRunner {
-        let activity = self.shared.settings.activity.clone();
+        let settings = &self.shared.settings;
+        let (activity, survivors) = (settings.activity.clone(), settings.survivors.clone());
 
-        SidecarRunner::Process(AppProcess::start_with(process, activity, notify))
+        SidecarRunner::Process(AppProcess::start_reporting(process, activity, survivors, notify))
     }
 }
 
@@ -169,6 +188,14 @@ impl ModelRunner for SidecarRunner {
     fn stop(&self) {
         match self {
             Self::Api(runner) => runner.stop(),
+            Self::Process(process) => process.stop(),
+        }
+    }
+
+    fn stop_with_process(&self) {
+        match self {
+            Self::Api(runner) => runner.stop_with_process(),
+            // Its process is all that there is.
             Self::Process(process) => process.stop(),
         }
     }

@@ -21,6 +21,7 @@ use super::recorded_calls::check_assumption;
 use super::state_file::{AppLock, AppLockError};
 use super::{AppMetrics, AppRuns, ModelMode, SidecarRunners};
 use crate::app::{App, AppAnswer, ModelPresence};
+use crate::process::AppControl;
 use crate::status::AppStatus;
 use crate::upstream::{Upstream, UpstreamError};
 
@@ -31,6 +32,7 @@ const IDENTIFY_EVERY: Duration = Duration::from_secs(30);
 const RUN_TIMEOUT: Duration = Duration::from_secs(1);
 
 const NOT_ASKED: &str = "it has not been asked yet";
+const NOT_ACCEPTING: &str = "it does not accept connections";
 
 /// How the app is watched.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct WatchSettings {
     pub mode: ModelMode,
     /// Where the right to govern the app is taken; `None`: nowhere, and two sidecars may govern it.
     pub lock_folder: Option<PathBuf>,
+    /// The app that the sidecar ends and starts between its loads.
+    pub control: Option<AppControl>,
 }
 
 /// The channels in which the watch publishes what it sees.
@@ -110,6 +114,9 @@ impl AppWatch {
 
             if let ModelMode::Process(_) = watch.settings.mode {
                 watch.watch_process(&handles);
+            } else if watch.is_app_absent() {
+                watch.publish_absence();
+                identified = None;
             } else {
                 let is_due = identified.is_none_or(|at| at.elapsed() >= IDENTIFY_EVERY);
                 if is_due || !matches!(&*watch.status.borrow(), AppStatus::Running { .. }) {
@@ -133,13 +140,38 @@ impl AppWatch {
         self.publish_status(status);
     }
 
+    /// Whether the app was ended because its models left. It is started again by the next load.
+    fn is_app_absent(&self) -> bool {
+        self.settings.control.as_ref().is_some_and(AppControl::is_absent)
+    }
+
+    /// While the app is away on purpose its models are too, and a request for one of them starts it.
+    fn publish_absence(&self) {
+        self.publish_status(AppStatus::Stopped);
+        self.observation.send_if_modified(|observation| {
+            let is_news = observation.content != ObservedContent::Down;
+            if is_news {
+                *observation = AppObservation::down(self.runs.current().number);
+            }
+            is_news
+        });
+    }
+
+    fn publish_unreachable(&self, cause: String) {
+        if self.is_app_absent() {
+            self.publish_absence();
+        } else {
+            self.publish_status(AppStatus::Unreachable { cause });
+        }
+    }
+
     async fn identify(&self) {
         let mut answers: Vec<AppAnswer> = Vec::new();
         for request in self.app.identify() {
             match self.upstream.call(&request).await {
                 Ok(answer) => answers.push(answer),
                 Err(error) => {
-                    self.publish_status(AppStatus::Unreachable { cause: hush_log::explain(&error) });
+                    self.publish_unreachable(hush_log::explain(&error));
                     return;
                 }
             }
@@ -264,7 +296,7 @@ impl AppWatch {
         let observation = observe(&self.app, &self.upstream, &app_names, run).await;
         if observation.content == ObservedContent::Down {
             self.runs.end(run);
-            self.publish_status(not_accepting());
+            self.publish_unreachable(NOT_ACCEPTING.to_owned());
         } else if self.runs.current().number != run {
             // Nothing is known of the run that is there now.
             return;
@@ -303,7 +335,7 @@ impl AppWatch {
                 self.observation.send_replace(AppObservation::down(self.runs.current().number));
             }
             if change == PresenceChange::Gone && matches!(self.settings.mode, ModelMode::Api) {
-                self.publish_status(not_accepting());
+                self.publish_unreachable(NOT_ACCEPTING.to_owned());
             }
             self.presence_changed.notify_one();
         }
@@ -365,10 +397,6 @@ impl AppWatch {
             }
         }
     }
-}
-
-fn not_accepting() -> AppStatus {
-    AppStatus::Unreachable { cause: "it does not accept connections".to_owned() }
 }
 
 fn not_asked_yet() -> AppStatus {

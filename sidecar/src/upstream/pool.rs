@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use super::connection::UpstreamConnection;
 
 /// More idle connections than this are closed at once.
-const IDLE_MAX: usize = 256;
+pub const IDLE_UPSTREAM_MAX: usize = 128;
 
 /// Cheap to clone; clones are the same pool.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ impl UpstreamPool {
 
     pub(super) fn put(&self, connection: UpstreamConnection) {
         let mut state = self.lock();
-        if state.idle.len() >= IDLE_MAX {
+        if state.idle.len() >= IDLE_UPSTREAM_MAX {
             return;
         }
 

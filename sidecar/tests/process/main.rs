@@ -5,6 +5,7 @@
 mod fixture;
 
 mod end;
+mod ended;
 mod first_process;
 mod load;
 mod loss;

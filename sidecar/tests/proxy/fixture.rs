@@ -39,6 +39,9 @@ impl RequestRoutes for TableRoutes {
             ("POST", "/pull") => (RouteClass::NotWork, ModelNameSource::None),
             ("GET" | "HEAD", "/v1/models" | "/events") => (RouteClass::NotWork, ModelNameSource::None),
             ("GET", "/ws") => (RouteClass::DisplaySocket, ModelNameSource::None),
+            ("GET", "/v1/stream") => {
+                (RouteClass::NotWorkLoadedOnly, ModelNameSource::Earlier { parameter: "conv_id".to_owned() })
+            }
             ("GET", "/realtime") => (RouteClass::WorkSocket, ModelNameSource::Query { parameter: "model".to_owned() }),
             ("GET" | "HEAD" | "OPTIONS", _) => (RouteClass::NotWorkLoadedOnly, in_body()),
             _ => (RouteClass::Work, in_body()),
@@ -66,6 +69,10 @@ impl RequestRoutes for TableRoutes {
 
     fn governs(&self, model: &str) -> bool {
         !model.ends_with("cloud")
+    }
+
+    fn earlier_header(&self) -> Option<&str> {
+        Some("X-Conversation-Id")
     }
 
     fn busy(&self, _: &str) -> Option<AppRequest> {

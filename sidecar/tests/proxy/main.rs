@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod adversarial;
 mod answers;
 mod app;
 mod bodies;
@@ -10,5 +11,6 @@ mod fixture;
 mod hostile;
 mod lists;
 mod sockets;
+mod tls;
 mod visits;
 mod waiting;

@@ -137,7 +137,12 @@ impl RunningSidecar {
 
     /// An unload command with this body.
     pub fn unload(&self, body: &Value) -> Result<Response> {
-        self.unloader().unload(body)
+        self.unload_model(&self.model, body)
+    }
+
+    /// The same for another model than the one that the methods mean.
+    pub fn unload_model(&self, model: &str, body: &Value) -> Result<Response> {
+        ModelUnloader { ops: self.ops, path: hush_contract::admin::unload_path(model) }.unload(body)
     }
 
     /// For another thread.

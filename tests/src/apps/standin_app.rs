@@ -51,6 +51,33 @@ impl StandInApp {
         self
     }
 
+    fn arguments(&self) -> Vec<String> {
+        let (port, journal) = (self.address.port().to_string(), self.journal_path().to_string_lossy().into_owned());
+        let (model, token_ms) = (format!("{}={}", self.model(), 2_u64 << 30), TOKEN.as_millis().to_string());
+
+        let fixed = ["--app", self.kind.name(), "--port", &port, "--model", &model];
+        let mut arguments = fixed.map(str::to_owned).to_vec();
+        arguments.extend(["--journal", &journal, "--token-ms", &token_ms].map(str::to_owned));
+        arguments.extend(self.args.iter().cloned());
+        if self.gpus.is_some() {
+            arguments.extend(["--gpu", UUID].map(str::to_owned));
+        }
+        arguments
+    }
+
+    /// The arguments of a sidecar that starts the stand-in itself, in the place of [`TestedApp::start`].
+    pub fn sidecar_args_with_command(&self) -> Result<Vec<String>> {
+        let mut arguments = self.sidecar_args();
+        arguments.extend(["--".to_owned(), "/usr/bin/env".to_owned()]);
+
+        // An app inherits no variable of the sidecar.
+        let script = self.gpus.as_ref().map(|script| format!("{SCRIPT_VARIABLE}={}", script.display()));
+        arguments.extend(script);
+        arguments.push(fixtures::app_standin()?.to_string_lossy().into_owned());
+        arguments.extend(self.arguments());
+        Ok(arguments)
+    }
+
     pub const fn kind(&self) -> StandInKind {
         self.kind
     }
@@ -154,11 +181,9 @@ impl TestedApp for StandInApp {
 
     fn start(&mut self) -> Result<()> {
         let mut command = Command::new(fixtures::app_standin()?);
-        command.args(["--app", self.kind.name(), "--port", &self.address.port().to_string()]);
-        command.args(["--model", &format!("{}={}", self.model(), 2_u64 << 30), "--journal"]).arg(self.journal_path());
-        command.args(["--token-ms", &TOKEN.as_millis().to_string()]).args(&self.args);
+        command.args(self.arguments());
         if let Some(script) = &self.gpus {
-            command.args(["--gpu", UUID]).env(SCRIPT_VARIABLE, script);
+            command.env(SCRIPT_VARIABLE, script);
         }
         let program = self.program.insert(ChildProgram::start("hush-app-standin", command, &["HUSH_STANDIN"])?);
 

@@ -9,4 +9,5 @@ mod one_model_standins;
 mod other_standins;
 mod scenarios;
 mod support;
+mod tls;
 mod triton;

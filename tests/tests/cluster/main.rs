@@ -2,6 +2,7 @@
 //! or whose controller looks at everything in it.
 
 mod all_faults;
+mod app_processes;
 mod apps;
 mod busy;
 mod definitions;

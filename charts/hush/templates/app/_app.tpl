@@ -16,11 +16,19 @@
 {{ include "hush.image" (list .root .server.values.sidecar.image "") }}
 {{- end }}
 
+{{/* Not empty: the sidecar starts the app, in the container of the app. */}}
+{{- define "hush.app.isStarted" -}}
+{{- if or (eq .server.values.mode "process") .server.values.startApp }}true{{ end }}
+{{- end }}
+
 {{/* The configuration file of hush-sidecar: a model by its name alone, or with what differs from the others. */}}
 {{- define "hush.app.config" -}}
 models:
 {{- range .server.values.models }}
 - {{ kindIs "string" . | ternary (dict "name" .) . | toYaml | nindent 2 | trim }}
+{{- end }}
+{{- with .server.values.parameters }}
+parameters: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -28,6 +36,9 @@ models:
 # A change of the configuration replaces the pod.
 gpu.hush.dev/config: {{ printf "%s%s" (include "hush.app.config" .) .server.values.description | sha256sum | trunc 16 | quote }}
 kubectl.kubernetes.io/default-container: app
+{{- with include "hush.opsTls.serverAnnotations" .root }}
+{{ . }}
+{{- end }}
 {{- if eq .root.Values.controller.scope "pod" }}
 {{- with include "hush.controller.podAnnotations" .root | trim }}
 {{ . }}
@@ -43,6 +54,9 @@ kubectl.kubernetes.io/default-container: app
 - {{ printf "--app=%s" ($values.kind | default "process") | quote }}
 {{- end }}
 - --mode={{ $values.mode }}
+{{- if $values.startApp }}
+- --unload={{ $values.unload }}
+{{- end }}
 - --upstream=http://127.0.0.1:{{ $values.port }}
 - --config=/etc/hush/config.yaml
 - --listen={{ .root.Values.listenAddress }}:9000
@@ -60,6 +74,13 @@ kubectl.kubernetes.io/default-container: app
 {{- end }}
 {{- if $values.admin.tokenSecret.name }}
 - {{ printf "--admin-token-file=/var/run/secrets/hush-admin/%s" $values.admin.tokenSecret.key | quote }}
+{{- end }}
+{{- if $values.tls.name }}
+- --tls-cert=/var/run/secrets/hush-tls/tls.crt
+- --tls-key=/var/run/secrets/hush-tls/tls.key
+{{- end }}
+{{- with include "hush.opsTls.serverArgs" .root }}
+{{ . }}
 {{- end }}
 - --log-format=json
 {{- end }}
@@ -82,6 +103,12 @@ kubectl.kubernetes.io/default-container: app
 {{- if .server.values.admin.tokenSecret.name }}
 - {name: admin, mountPath: /var/run/secrets/hush-admin, readOnly: true}
 {{- end }}
+{{- if .server.values.tls.name }}
+- {name: tls, mountPath: /var/run/secrets/hush-tls, readOnly: true}
+{{- end }}
+{{- with include "hush.opsTls.serverMount" .root }}
+{{ . }}
+{{- end }}
 {{- end }}
 
 {{- define "hush.app.volumes" -}}
@@ -91,7 +118,7 @@ kubectl.kubernetes.io/default-container: app
   emptyDir: {sizeLimit: {{ .server.values.spool.sizeLimit }}}
 - name: tmp
   emptyDir: {sizeLimit: {{ .server.values.tmp.sizeLimit }}}
-{{- if eq .server.values.mode "process" }}
+{{- if include "hush.app.isStarted" . }}
 - name: hush-sidecar
   emptyDir: {sizeLimit: 256Mi}
 {{- end }}
@@ -102,27 +129,35 @@ kubectl.kubernetes.io/default-container: app
 - name: admin
   secret: {secretName: {{ . | quote }}, defaultMode: 0440}
 {{- end }}
+{{- with .server.values.tls.name }}
+- name: tls
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+{{- end }}
+{{- with include "hush.opsTls.serverVolume" .root }}
+{{ . }}
+{{- end }}
 {{- end }}
 
 {{/* The ports of the sidecar, and probes. The kubelet asks the sidecar at the operations port: at the other port the same paths may
 be the app's, and its health check may use the GPU. */}}
 {{- define "hush.app.endpoints" -}}
+{{- $scheme := empty .root.Values.opsTls.secretName | ternary "" ", scheme: HTTPS" -}}
 ports:
 - {name: http, containerPort: 9000}
 # The controller looks for this name.
 - {name: ops, containerPort: 9001}
 startupProbe:
-  httpGet: {path: /healthz, port: ops}
+  httpGet: {path: /healthz, port: ops{{ $scheme }}}
   periodSeconds: 2
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /healthz, port: ops}
+  httpGet: {path: /healthz, port: ops{{ $scheme }}}
   periodSeconds: 20
   timeoutSeconds: 10
   failureThreshold: 6
 # A sidecar whose model is not loaded, or is busy, is ready; one that cannot govern its app is not.
 readinessProbe:
-  httpGet: {path: /readyz, port: ops}
+  httpGet: {path: /readyz, port: ops{{ $scheme }}}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: 3
@@ -156,7 +191,7 @@ readinessProbe:
 {{- end }}
 {{- end }}
 
-{{/* In process mode the program is copied to where the app's container can start it. */}}
+{{/* Where the sidecar starts the app the program is copied to where the app's container can start it. */}}
 {{- define "hush.app.copy" -}}
 - name: copy-sidecar
   image: {{ include "hush.app.image" . }}
@@ -168,7 +203,7 @@ readinessProbe:
 {{- end }}
 
 {{- define "hush.app.initContainers" -}}
-{{- if eq .server.values.mode "process" }}
+{{- if include "hush.app.isStarted" . }}
 {{- include "hush.app.copy" . }}
 {{- else }}
 {{- include "hush.app.sidecar" . }}
@@ -183,7 +218,7 @@ readinessProbe:
 {{- define "hush.app.env" -}}
 {{- $gpu := .server.values.gpu -}}
 - {name: HOME, value: /tmp}
-{{- if eq .server.values.mode "process" }}
+{{- if include "hush.app.isStarted" . }}
 {{ include "hush.app.sidecarEnv" . | trim }}
 {{- end }}
 {{- if $gpu.enabled }}
@@ -196,7 +231,7 @@ readinessProbe:
 
 {{- define "hush.app.mounts" -}}
 - {name: tmp, mountPath: /tmp}
-{{- if eq .server.values.mode "process" }}
+{{- if include "hush.app.isStarted" . }}
 - {name: hush-sidecar, mountPath: /opt/hush, readOnly: true}
 {{ include "hush.app.sidecarMounts" . }}
 {{- end }}
@@ -204,13 +239,13 @@ readinessProbe:
 
 {{- define "hush.app.container" -}}
 {{- $values := .server.values }}
-{{- $isProcess := eq $values.mode "process" }}
+{{- $isStarted := include "hush.app.isStarted" . }}
 {{- $resources := deepCopy ($values.resources | default dict) }}
 {{- if and $values.gpu.enabled $values.gpu.count }}
 {{- $_ := set $resources "limits" (merge (dict $values.gpu.resource $values.gpu.count) ($resources.limits | default dict)) }}
 {{- end }}
 {{- $settings := set (deepCopy $values) "resources" $resources -}}
-{{- if $isProcess }}
+{{- if $isStarted }}
 {{- $_ := set $settings "extraEnv" (concat ($values.sidecar.extraEnv | default list) ($values.extraEnv | default list)) }}
 {{- $_ := set $settings "envFrom" (concat ($values.sidecar.envFrom | default list) ($values.envFrom | default list)) }}
 {{- $_ := set $settings "volumeMounts" (concat ($values.sidecar.volumeMounts | default list) ($values.volumeMounts | default list)) }}
@@ -218,8 +253,8 @@ readinessProbe:
 - name: app
   image: {{ $values.image | quote }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-  {{- if $isProcess }}
-  # hush-sidecar is the container's process; it starts the app for a load and ends it for an unload.
+  {{- if $isStarted }}
+  # hush-sidecar is the container's process; it starts the app and ends it.
   command: [/opt/hush/hush-sidecar]
   args: {{- include "hush.args" (dict "field" (printf "%s.sidecar.extraArgs" .server.field) "own" (include "hush.app.args" .)
       "more" $values.sidecar.extraArgs) | nindent 2 }}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hush_core::{
     GpuId, Labels, MemoryAmount, ModelKey, ModelPolicy, ModelSample, ObservedGpu, ObservedModel, PolicyKey,
-    PolicyResidency, PolicySpec, ResidencyState, Selector, ServerName, WarmWindow, World,
+    PolicyResidency, PolicySpec, PolicyUnload, ProcessEnding, ResidencyState, Selector, ServerName, WarmWindow, World,
 };
 use jiff::Timestamp;
 use proptest::collection::vec;
@@ -65,6 +65,7 @@ pub fn model(name: &str, gpu: &str) -> ObservedModel {
             arrivals: None,
         },
         sample_age: Duration::ZERO,
+        process_ending: ProcessEnding::Always,
         back_off: false,
     }
 }
@@ -90,6 +91,10 @@ pub fn modes() -> impl Strategy<Value = PolicyResidency> {
     ]
 }
 
+fn unloads() -> impl Strategy<Value = PolicyUnload> {
+    prop_oneof![Just(PolicyUnload::App), Just(PolicyUnload::Process)]
+}
+
 prop_compose! {
     /// A window that is open now, has just closed, or is open on another day.
     fn window()(
@@ -110,12 +115,13 @@ prop_compose! {
         soft_below in of(amounts()),
         grace_period in of(seconds(120)),
         min_reclaim in of(amounts()),
-        (transition_period, priority, budget, min_loaded, drain_timeout, hold_after_eviction) in
-            (of(seconds(300)), of(-2..3_i32), of(amounts()), of(0..3_u32), of(seconds(60)), of(seconds(300))),
+        (transition_period, priority, budget, min_loaded, drain_timeout, hold_after_eviction, unload) in
+            (of(seconds(300)), of(-2..3_i32), of(amounts()), of(0..3_u32), of(seconds(60)), of(seconds(300)), of(unloads())),
     ) -> PolicySpec {
         PolicySpec {
             residency, idle_timeout, min_resident, schedule, hard_below, soft_below, grace_period,
             min_reclaim, transition_period, priority, budget, min_loaded, drain_timeout, hold_after_eviction,
+            unload,
         }
     }
 }

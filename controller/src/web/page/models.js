@@ -110,9 +110,9 @@ function clockOf(model, now, left) {
 
 function reasons(model) {
   if (model.decision) {
-    const { action, reason, policy, dryRun } = model.decision;
+    const { action, reason, policy, dryRun, unload } = model.decision;
     const by = policy ? ` by ${policy}` : '';
-    return [{ reason: 'decision', text: `${dryRun ? 'Would be told' : 'Told'} to ${action.toLowerCase()}${by} (${reason})` }];
+    return [{ reason: 'decision', text: `${dryRun ? 'Would be told' : 'Told'} to ${action.toLowerCase()}${unload === 'Process' ? ' with its process' : ''}${by} (${reason})` }];
   }
   return model.why.map(({ reason, detail }) => {
     const plain = !detail || WITHOUT_DETAIL.includes(reason);
@@ -122,9 +122,12 @@ function reasons(model) {
 
 function rulesOf(model) {
   if (model.rules === null) return 'No policy governs it.';
-  const { policies, residency, window: open, priority } = model.rules;
+  const { policies, residency, window: open, priority, unload } = model.rules;
   const mode = `${residency.value}${open ? `, warm window of ${open}` : ''}`;
   const timeout = model.idleTimeoutMs ? `, idle timeout ${span(model.idleTimeoutMs.value)} by ${model.idleTimeoutMs.policy}` : '';
   const rank = priority.value !== 0 ? `, priority ${priority.value}` : '';
-  return `Governed by ${policies.join(', ')}: ${mode}${timeout}${rank}.`;
+  const stays = model.processStays ? ', which its sidecar cannot do' : '';
+  // Controllers of an earlier release do not report it.
+  const ends = unload?.value === 'Process' ? `, an unload ends the process by ${unload.policy}${stays}` : '';
+  return `Governed by ${policies.join(', ')}: ${mode}${timeout}${rank}${ends}.`;
 }

@@ -88,7 +88,7 @@ export class WhatIf {
     const edited = policies.map(({ name, is, models: count }) =>
       make('li', {}, `${name}: ${is === 'same' ? 'as it is in force' : is}, selects ${count} ${count === 1 ? 'model' : 'models'}`));
     const done = decisions.map((d) =>
-      make('li', {}, make('strong', {}, `${d.dryRun ? 'Would only be shown: ' : ''}${d.action} ${d.model}`), ` of ${d.server}, ${bytes(d.vramBytes)}: ${REASONS[d.reason] ?? d.reason}${d.policy ? `, by ${d.policy}` : ''}`));
+      make('li', {}, make('strong', {}, `${d.dryRun ? 'Would only be shown: ' : ''}${d.action} ${d.model}`), ` of ${d.server}${d.unload === 'Process' ? ' with its process' : ''}, ${bytes(d.vramBytes)}: ${REASONS[d.reason] ?? d.reason}${d.policy ? `, by ${d.policy}` : ''}`));
     const changes = models.flatMap((model) => changed(now.models.find((m) => m.server === model.server && m.model === model.model), model));
     const pressed = gpus.filter(({ pressure }) => pressure !== 'None').map(({ uuid, pressure }) => make('li', {}, `${uuid}: ${PRESSURE[pressure] ?? pressure}`));
     const bars = make('div', {});

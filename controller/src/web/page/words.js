@@ -87,13 +87,20 @@ export const GPU_REASONS = {
   TransitionPeriod: 'settling',
 };
 
+/** What became of the process that a command was to end. */
+function processOf({ unload, process }) {
+  if (unload !== 'Process' || process === undefined) return '';
+  if (process === 'ended') return ', its process has ended';
+  return process === 'kept_for_others' ? ', its process stays for its other models' : ', its process could not be ended';
+}
+
 /** The outcome of a command. */
 export function outcome(record) {
   switch (record.outcome) {
     case 'Unloaded': {
       const back = record.reclaimedBytes === undefined ? 'memory not measured' : `${bytes(record.reclaimedBytes)} came back`;
       const left = record.residualBytes > 0 ? `, ${bytes(record.residualBytes)} did not` : '';
-      return `${back}${left}`;
+      return `${back}${left}${processOf(record)}`;
     }
     case 'Loading':
       return 'accepted, loading';

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hush_core::{
-    Action, Decision, DecisionReason, ModelKey, ModelPolicy, ObservedGpu, PolicyResidency, ResidencyState, World, step,
+    Action, Decision, DecisionReason, ModelKey, ModelPolicy, ObservedGpu, PolicyResidency, PolicyUnload, ProcessEnding,
+    ResidencyState, World, step,
 };
 
 use super::tracker::InvariantTracker;
@@ -119,6 +120,11 @@ fn check_unload(
     let evicted = !matches!(decision.reason, DecisionReason::IdleTimeout | DecisionReason::OnDemand);
     let hold = evicted.then_some(expected.hold.as_secs());
     ensure(decision.hold_seconds == hold, || format!("must stay away {hold:?}: {decision:?}"))?;
+
+    let asks_for_process = expected.unload == PolicyUnload::Process && model.process_ending == ProcessEnding::OnRequest;
+    ensure((decision.unload == PolicyUnload::Process) == asks_for_process, || {
+        format!("must end the process: {asks_for_process}: {decision:?}")
+    })?;
 
     match decision.reason {
         DecisionReason::IdleTimeout if expected.mode == PolicyResidency::Adaptive => Ok(()),

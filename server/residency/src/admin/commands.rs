@@ -85,6 +85,7 @@ pub async fn unload<F: RunnerFactory>(
         if_idle: request.if_idle_seconds.map(Duration::from),
         drain: request.drain_seconds.map(Duration::from),
         hold: request.hold_seconds.map(Duration::from),
+        method: request.unload,
         reason: request.reason.kind(),
     };
     let reason = request.reason.as_str();
@@ -99,6 +100,7 @@ pub async fn unload<F: RunnerFactory>(
         vram_before_bytes: report.memory.map(|memory| memory.vram_before_bytes),
         reclaimed_bytes: report.memory.map(|memory| memory.reclaimed_bytes),
         residual_bytes: report.memory.map(|memory| memory.residual_bytes),
+        process: report.process,
         drain_seconds: report.drain.as_secs_f64(),
         exit_seconds: report.exit.as_secs_f64(),
         verify_seconds: report.memory.map(|_| report.reclaim.as_secs_f64()),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hush_contract::admin::UnloadMethod;
 use hush_contract::{UnloadReason, UnloadRefusal};
 
 use super::{
@@ -43,7 +44,7 @@ impl ModelMachine {
 
         let generation = self.generation;
         if is_drained && may_ask && !(is_over && unload.retry_at.is_some()) {
-            effects.push(MachineEffect::StopRunner { generation });
+            effects.push(MachineEffect::StopRunner { generation, method: unload.method });
         } else if is_over {
             self.revoke_leases(LeaseLossCause::Displaced, effects);
             effects.push(MachineEffect::KillRunner { generation });
@@ -169,7 +170,8 @@ impl ModelMachine {
                 effects.push(MachineEffect::KillRunner { generation: self.generation });
             }
             ModelPhase::Ready { .. } if self.granted.is_empty() || now >= deadline => {
-                self.phase = ModelPhase::Draining(PendingUnload::new(UnloadReason::Shutdown, now, deadline));
+                self.phase =
+                    ModelPhase::Draining(PendingUnload::new(UnloadReason::Shutdown, UnloadMethod::App, now, deadline));
             }
             ModelPhase::Draining(unload) => unload.until = unload.until.min(deadline),
             _ => {}
@@ -205,7 +207,7 @@ impl ModelMachine {
             _ => return,
         };
 
-        self.phase = ModelPhase::Draining(PendingUnload::new(reason, now, now));
+        self.phase = ModelPhase::Draining(PendingUnload::new(reason, self.settings.unload_method, now, now));
     }
 }
 

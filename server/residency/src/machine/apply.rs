@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hush_contract::admin::UnloadOutcome;
+use hush_contract::admin::{ProcessOutcome, UnloadMethod, UnloadOutcome};
 use hush_contract::{UnloadReason, UnloadRefusal};
 
 use super::{
@@ -49,6 +49,7 @@ impl ModelMachine {
                 }
             }
             MachineEvent::StopRefused { generation } => self.stop_refused(now, generation, effects),
+            MachineEvent::ProcessKept { generation, outcome } => self.process_kept(generation, outcome),
             MachineEvent::Appeared => self.appeared(now, effects),
             MachineEvent::Occupy { lease } => self.occupy(now, lease, effects),
             MachineEvent::Visit { lease } => self.visit(lease, effects),
@@ -212,11 +213,17 @@ impl ModelMachine {
             reason: unload.reason,
             command: Some(command),
             hold: unload.hold,
+            method: self.unload_method(unload),
             since: now,
             until: now + unload.drain.unwrap_or(self.settings.drain),
             retry_at: None,
             idle_since,
+            process: ProcessOutcome::Ended,
         });
+    }
+
+    fn unload_method(&self, unload: UnloadCommand) -> UnloadMethod {
+        unload.method.unwrap_or(self.settings.unload_method)
     }
 
     /// The model is not in memory: an unload without conditions keeps it out.
@@ -237,7 +244,11 @@ impl ModelMachine {
             exit: Duration::ZERO,
             reclaim: Duration::ZERO,
             memory: None,
+            process: None,
         };
+        if self.unload_method(unload) == UnloadMethod::Process {
+            effects.push(MachineEffect::EndUnusedProcess);
+        }
         effects.push(MachineEffect::ReplyUnload { command, result: Ok(()) });
         effects.push(MachineEffect::Unloaded { command, report });
     }
@@ -343,7 +354,12 @@ impl ModelMachine {
 
         effects.push(MachineEffect::Count(MetricEvent::OutOfMemory));
         let until = now + self.settings.drain;
-        self.phase = ModelPhase::Draining(PendingUnload::new(UnloadReason::OutOfMemory, now, until));
+        self.phase = ModelPhase::Draining(PendingUnload::new(
+            UnloadReason::OutOfMemory,
+            self.settings.unload_method,
+            now,
+            until,
+        ));
     }
 
     fn runner_lost(&mut self, now: MachineTime, loss: RunnerLoss, effects: &mut Vec<MachineEffect>) {
@@ -394,6 +410,16 @@ impl ModelMachine {
         }
 
         self.phase = ModelPhase::Draining(PendingUnload { retry_at: Some(now + STOP_RETRY), ..unload });
+    }
+
+    fn process_kept(&mut self, generation: u64, outcome: ProcessOutcome) {
+        if generation != self.generation {
+            return;
+        }
+
+        if let ModelPhase::Draining(unload) | ModelPhase::Unloading(Some(RunnerStop { unload, .. })) = &mut self.phase {
+            unload.process = outcome;
+        }
     }
 
     /// The model is in memory although nothing loaded it from here: it is a new generation. A hold does not change that.
@@ -448,7 +474,7 @@ impl ModelMachine {
             ModelPhase::Loading { .. } => self.runner_lost(now, loss, effects),
             ModelPhase::Ready { .. } => {
                 self.revoke_leases(LeaseLossCause::Runner(loss), effects);
-                let unload = PendingUnload::new(UnloadReason::Other, now, now);
+                let unload = PendingUnload::new(UnloadReason::Other, UnloadMethod::App, now, now);
                 self.phase = ModelPhase::Unloading(Some(RunnerStop { unload, since: now }));
             }
             ModelPhase::Draining(_) => {
@@ -525,6 +551,7 @@ impl ModelMachine {
             exit,
             reclaim: now.since(since),
             memory,
+            process: Some(unload.process),
         };
         effects.push(MachineEffect::Unloaded { command, report });
     }

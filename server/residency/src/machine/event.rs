@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use hush_contract::UnloadRefusal;
+use hush_contract::admin::{ProcessOutcome, UnloadMethod};
 
 use super::report::{MemoryAvailability, MetricEvent, ReclaimReport, RunnerLoss, UnloadReport};
 use super::settings::{LifecycleSettings, LoadCommand, UnloadCommand};
@@ -80,6 +81,11 @@ pub enum MachineEvent {
     StopRefused {
         generation: u64,
     },
+    /// The process that holds the model goes on after the unload that is under way. [`MachineEvent::Exited`] follows.
+    ProcessKept {
+        generation: u64,
+        outcome: ProcessOutcome,
+    },
     /// The model is in memory although nothing loaded it from here.
     Appeared,
     /// A request that is at work already, seen only now, if the model is in memory. It waits for nothing and loads
@@ -128,10 +134,13 @@ pub enum MachineEffect {
     AdoptRunner {
         generation: u64,
     },
-    /// Ask the runner to exit, and kill it if it does not.
+    /// Ask the runner to exit, and kill it if it does not. `method`: whether the process of its app ends too.
     StopRunner {
         generation: u64,
+        method: UnloadMethod,
     },
+    /// The model is not in memory: end the process that held it, unless other models are in it.
+    EndUnusedProcess,
     KillRunner {
         generation: u64,
     },

@@ -19,6 +19,7 @@ mod time;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use hush_contract::admin::{ProcessOutcome, UnloadMethod};
 use hush_contract::{ModelState, UnloadReason};
 
 pub use event::{ColdReason, CommandId, LeaseId, LeaseLossCause, MachineEffect, MachineEvent, ModelRefusal};
@@ -106,17 +107,22 @@ struct PendingUnload {
     reason: UnloadReason,
     command: Option<CommandId>,
     hold: Option<Duration>,
+    method: UnloadMethod,
     since: MachineTime,
     until: MachineTime,
     /// The runner has refused to end; it is asked again at this time.
     retry_at: Option<MachineTime>,
     /// Since when the model was idle, when the unload began.
     idle_since: Option<MachineTime>,
+    /// What becomes of the process that holds the model.
+    process: ProcessOutcome,
 }
 
 impl PendingUnload {
-    const fn new(reason: UnloadReason, since: MachineTime, until: MachineTime) -> Self {
-        Self { reason, command: None, hold: None, since, until, retry_at: None, idle_since: None }
+    const fn new(reason: UnloadReason, method: UnloadMethod, since: MachineTime, until: MachineTime) -> Self {
+        let process = ProcessOutcome::Ended;
+
+        Self { reason, command: None, hold: None, method, since, until, retry_at: None, idle_since: None, process }
     }
 }
 

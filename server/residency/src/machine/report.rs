@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use hush_contract::admin::UnloadOutcome;
+use hush_contract::admin::{ProcessOutcome, UnloadOutcome};
 use hush_contract::{UnloadReason, UnloadRefusal};
 
 /// How a runner was lost, as metrics count it.
@@ -108,6 +108,8 @@ pub struct UnloadReport {
     pub reclaim: Duration,
     /// `None`: the model's device is not measured.
     pub memory: Option<ReclaimReport>,
+    /// What became of the process that held the model; `None`: the model was not in memory.
+    pub process: Option<ProcessOutcome>,
 }
 
 /// Something that metrics count.

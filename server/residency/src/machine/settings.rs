@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use hush_contract::UnloadReason;
+use hush_contract::admin::UnloadMethod;
 
 /// When a model stays in memory and when it leaves, where no controller decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct LifecycleSettings {
     /// How long an unload waits for the requests in flight when its command does not say.
     pub drain: Duration,
     pub drain_end: DrainEnd,
+    /// What an unload ends when its command does not say, and what the server's own unloads end.
+    pub unload_method: UnloadMethod,
     /// Whether the model takes memory of a device that is measured. Then it is not loaded before there is room, and an
     /// unload is complete when the memory has come back.
     pub accounted: bool,
@@ -62,6 +65,7 @@ impl Default for LifecycleSettings {
             backoff_max: Duration::from_secs(60),
             drain: Duration::from_secs(30),
             drain_end: DrainEnd::Displace,
+            unload_method: UnloadMethod::App,
             accounted: false,
         }
     }
@@ -79,13 +83,15 @@ pub struct UnloadCommand {
     pub drain: Option<Duration>,
     /// For how long after the unload the model must not be loaded again.
     pub hold: Option<Duration>,
+    /// What the unload ends. `None`: [`LifecycleSettings::unload_method`].
+    pub method: Option<UnloadMethod>,
     pub reason: UnloadReason,
 }
 
 impl UnloadCommand {
     /// A command without conditions.
     pub const fn now(reason: UnloadReason) -> Self {
-        Self { if_generation: None, if_idle: None, drain: None, hold: None, reason }
+        Self { if_generation: None, if_idle: None, drain: None, hold: None, method: None, reason }
     }
 }
 

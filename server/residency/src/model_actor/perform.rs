@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use hush_contract::admin::UnloadMethod;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -27,10 +28,8 @@ impl<F: RunnerFactory> ModelActor<F> {
             MachineEffect::StartRunner { generation } if self.slots.is_limited() => self.wait_for_slot(generation),
             MachineEffect::StartRunner { generation } => self.start_runner(generation),
             MachineEffect::AdoptRunner { generation } => self.adopt_runner(generation),
-            MachineEffect::StopRunner { generation } => {
-                self.with_account(ModelAccount::begin_unload);
-                self.end_runner(generation, F::Runner::stop);
-            }
+            MachineEffect::StopRunner { generation, method } => self.stop_runner(generation, method),
+            MachineEffect::EndUnusedProcess => self.runners.end_unused_process(),
             MachineEffect::KillRunner { generation } => {
                 self.with_account(ModelAccount::begin_unload);
                 self.end_runner(generation, F::Runner::kill);
@@ -68,6 +67,16 @@ impl<F: RunnerFactory> ModelActor<F> {
                 }
             }
         }
+    }
+
+    fn stop_runner(&mut self, generation: u64, method: UnloadMethod) {
+        self.with_account(ModelAccount::begin_unload);
+
+        let stop = match method {
+            UnloadMethod::App => F::Runner::stop,
+            UnloadMethod::Process => F::Runner::stop_with_process,
+        };
+        self.end_runner(generation, stop);
     }
 
     fn grant(&mut self, lease: LeaseId) {

@@ -53,6 +53,7 @@ impl<F: RunnerFactory> ModelActor<F> {
                 }
                 self.step(MachineEvent::StopRefused { generation });
             }
+            RunnerEvent::ProcessKept(outcome) => self.step(MachineEvent::ProcessKept { generation, outcome }),
             RunnerEvent::LeftByItself => {
                 tracing::warn!(model = self.model, generation, "the model was unloaded from elsewhere");
                 self.step(MachineEvent::LeftByItself { generation });

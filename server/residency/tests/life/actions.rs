@@ -200,6 +200,7 @@ impl MachineWorld {
             if_idle: if_idle.map(Duration::from_millis),
             drain: drain.map(Duration::from_millis),
             hold: hold.map(Duration::from_millis),
+            method: None,
             reason: UnloadReason::Manual,
         };
         let expected = self.expected_verdict(generation_off, if_idle);

@@ -22,7 +22,7 @@ impl MachineWorld {
             }
             MachineEffect::StartRunner { generation } => self.check_start(*generation),
             MachineEffect::AdoptRunner { generation } => self.check_adoption(*generation),
-            MachineEffect::StopRunner { generation } | MachineEffect::KillRunner { generation } => {
+            MachineEffect::StopRunner { generation, .. } | MachineEffect::KillRunner { generation } => {
                 self.was_asked_to_end = matches!(effect, MachineEffect::StopRunner { .. });
                 assert_eq!(*generation, self.generation);
                 assert!(self.runner.is_some());
@@ -56,6 +56,7 @@ impl MachineWorld {
                     self.idle_since = self.idle_at_unload.take().or(Some(self.now));
                 }
             }
+            MachineEffect::EndUnusedProcess => assert_eq!(self.runner, None, "a model is in it"),
             MachineEffect::Count(_) => {}
             MachineEffect::Stopped => {
                 assert!(self.is_shutting_down && !self.is_stopped);

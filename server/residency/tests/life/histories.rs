@@ -4,6 +4,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use hush_contract::admin::UnloadMethod;
 use hush_residency::machine::{DrainEnd, LifecycleSettings, LossCause, ResidencyRule};
 use proptest::prelude::*;
 
@@ -68,8 +69,11 @@ fn lifecycle_settings() -> impl Strategy<Value = LifecycleSettings> {
     let drain_end = prop_oneof![3 => Just(DrainEnd::Displace), 1 => Just(DrainEnd::GiveUp)];
     let numbers = (1_usize..5, 1_usize..4);
 
-    (residency, numbers, any::<bool>(), drain_end).prop_map(
-        |(residency, (queue, concurrency), accounted, drain_end)| LifecycleSettings {
+    let unload_method = prop_oneof![Just(UnloadMethod::App), Just(UnloadMethod::Process)];
+
+    (residency, numbers, any::<bool>(), drain_end, unload_method).prop_map(
+        |(residency, (queue, concurrency), accounted, drain_end, unload_method)| LifecycleSettings {
+            unload_method,
             residency,
             queue_limit: NonZeroUsize::new(queue).unwrap(),
             concurrency: NonZeroUsize::new(concurrency).unwrap(),

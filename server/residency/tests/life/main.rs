@@ -6,6 +6,7 @@ mod actions;
 mod effects;
 mod histories;
 mod plugged_in;
+mod process_unloads;
 mod rules;
 mod visits;
 mod world;

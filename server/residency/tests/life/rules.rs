@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use hush_contract::admin::UnloadOutcome;
+use hush_contract::admin::{ProcessOutcome, UnloadMethod, UnloadOutcome};
 use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
 use hush_residency::machine::{
     ColdReason, CommandId, DrainEnd, LeaseId, LeaseLossCause, LifecycleSettings, LoadCommand, LossCause, MachineEffect,
@@ -11,7 +11,7 @@ use hush_residency::machine::{
     ReclaimVerdict, ResidencyRule, RunnerLoss, UnloadCommand, UnloadReport,
 };
 
-fn secs(seconds: u64) -> Duration {
+pub fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
@@ -19,24 +19,28 @@ fn settings(residency: ResidencyRule) -> LifecycleSettings {
     LifecycleSettings { residency, ..LifecycleSettings::default() }
 }
 
-fn at(seconds: u64) -> MachineTime {
+pub fn at(seconds: u64) -> MachineTime {
     MachineTime::from_millis(seconds * 1000)
 }
 
 /// A machine whose model is loaded at second 1 and idle since then.
-fn idle(residency: ResidencyRule) -> ModelMachine {
+pub fn idle(residency: ResidencyRule) -> ModelMachine {
     let mut machine = ModelMachine::new(settings(residency));
     machine.step(at(0), MachineEvent::Load { command: CommandId(0), load: LoadCommand::now() });
     machine.step(at(1), MachineEvent::Loaded { generation: 1 });
     machine
 }
 
-fn arrive(lease: u64) -> MachineEvent {
+pub fn arrive(lease: u64) -> MachineEvent {
     MachineEvent::Arrive { lease: LeaseId(lease), again: false, patience: None }
 }
 
-fn end(lease: u64) -> MachineEvent {
+pub fn end(lease: u64) -> MachineEvent {
     MachineEvent::End { lease: LeaseId(lease) }
+}
+
+pub fn stop_runner(method: UnloadMethod) -> MachineEffect {
+    MachineEffect::StopRunner { generation: 1, method }
 }
 
 #[test]
@@ -51,7 +55,7 @@ fn the_idle_clock_starts_when_the_last_request_ends() {
     machine.step(at(40), end(1));
     assert_eq!(machine.idle_since(), Some(at(40)));
     assert_eq!(machine.step(at(49), MachineEvent::Tick), []);
-    assert_eq!(machine.step(at(50), MachineEvent::Tick), [MachineEffect::StopRunner { generation: 1 }]);
+    assert_eq!(machine.step(at(50), MachineEvent::Tick), [stop_runner(UnloadMethod::App)]);
 
     let effects = machine.step(at(51), MachineEvent::Exited { generation: 1 });
     assert_eq!(
@@ -68,10 +72,7 @@ fn an_arrival_during_an_unload_waits_and_brings_the_model_back() {
     let effects = machine.step(at(2), MachineEvent::Unload { command: CommandId(1), unload });
     assert_eq!(
         effects,
-        [
-            MachineEffect::ReplyUnload { command: CommandId(1), result: Ok(()) },
-            MachineEffect::StopRunner { generation: 1 }
-        ]
+        [MachineEffect::ReplyUnload { command: CommandId(1), result: Ok(()) }, stop_runner(UnloadMethod::App)]
     );
     assert_eq!(machine.step(at(2), arrive(1)), []);
 
@@ -238,7 +239,7 @@ fn an_on_demand_model_leaves_when_no_request_waits() {
     machine.step(at(0), arrive(2));
     machine.step(at(1), MachineEvent::Loaded { generation: 1 });
     assert_eq!(machine.step(at(2), end(1)), [MachineEffect::Grant { lease: LeaseId(2), generation: 1 }]);
-    assert_eq!(machine.step(at(3), end(2)), [MachineEffect::StopRunner { generation: 1 }]);
+    assert_eq!(machine.step(at(3), end(2)), [stop_runner(UnloadMethod::App)]);
 }
 
 #[test]
@@ -253,7 +254,7 @@ fn shutdown_serves_what_has_arrived_and_takes_nothing_new() {
     assert!(machine.step(at(3), arrive(3)).contains(&refused));
 
     machine.step(at(4), end(1));
-    assert_eq!(machine.step(at(5), end(2)), [MachineEffect::StopRunner { generation: 1 }]);
+    assert_eq!(machine.step(at(5), end(2)), [stop_runner(UnloadMethod::App)]);
 
     let effects = machine.step(at(6), MachineEvent::Exited { generation: 1 });
     assert_eq!(effects.last(), Some(&MachineEffect::Stopped));
@@ -367,8 +368,15 @@ fn an_unload_is_complete_when_the_memory_is_back() {
     };
     let effects = machine.step(at(8), MachineEvent::Reclaimed { generation: 1, memory: Some(back) });
     let outcome = UnloadOutcome::Unloaded;
-    let report =
-        UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), reclaim: secs(5), memory: Some(back) };
+    let report = UnloadReport {
+        outcome,
+        generation: 1,
+        drain: secs(0),
+        exit: secs(1),
+        reclaim: secs(5),
+        memory: Some(back),
+        process: Some(ProcessOutcome::Ended),
+    };
     let expected = [
         MachineEffect::Count(MetricEvent::Reclaimed { memory: back, took: secs(5) }),
         MachineEffect::Unloaded { command: CommandId(1), report },
@@ -413,7 +421,7 @@ fn work_that_runs_out_of_memory_unloads_the_model_when_the_others_are_done() {
         (vec![MachineEffect::Count(MetricEvent::OutOfMemory)], ModelState::Draining)
     );
     assert_eq!(machine.step(at(3), MachineEvent::OutOfMemory { generation: 1 }), [], "counted once");
-    assert_eq!(machine.step(at(3), end(1)), [MachineEffect::StopRunner { generation: 1 }]);
+    assert_eq!(machine.step(at(3), end(1)), [stop_runner(UnloadMethod::App)]);
 
     machine.step(at(3), MachineEvent::Arrive { lease: LeaseId(2), again: true, patience: None });
     let effects = machine.step(at(4), MachineEvent::Exited { generation: 1 });
@@ -442,12 +450,20 @@ fn a_server_that_ends_waits_for_no_memory() {
     machine.step(at(3), MachineEvent::Exited { generation: 1 });
     let effects = machine.step(at(4), MachineEvent::Shutdown { deadline: at(9) });
     let outcome = UnloadOutcome::Unloaded;
-    let report = UnloadReport { outcome, generation: 1, drain: secs(0), exit: secs(1), reclaim: secs(1), memory: None };
+    let report = UnloadReport {
+        outcome,
+        generation: 1,
+        drain: secs(0),
+        exit: secs(1),
+        reclaim: secs(1),
+        memory: None,
+        process: Some(ProcessOutcome::Ended),
+    };
     assert_eq!(effects, [MachineEffect::Unloaded { command: CommandId(1), report }, MachineEffect::Stopped]);
 }
 
 /// A machine whose requests cannot be started again, with a loaded model and one request at work since second 2.
-fn busy_and_not_repeatable() -> ModelMachine {
+pub fn busy_and_not_repeatable() -> ModelMachine {
     let settings =
         LifecycleSettings { drain_end: DrainEnd::GiveUp, concurrency: two(), ..settings(ResidencyRule::Idle(None)) };
     let mut machine = ModelMachine::new(settings);
@@ -487,7 +503,7 @@ fn a_runner_that_refuses_to_end_is_asked_again_until_the_drain_is_over() {
     let mut machine = busy_and_not_repeatable();
     machine.step(at(2), end(1));
     let unload = UnloadCommand { drain: Some(secs(1)), ..UnloadCommand::now(UnloadReason::Manual) };
-    let stop = MachineEffect::StopRunner { generation: 1 };
+    let stop = stop_runner(UnloadMethod::App);
     assert!(machine.step(at(3), MachineEvent::Unload { command: CommandId(1), unload }).contains(&stop));
 
     machine.step(at(3), MachineEvent::StopRefused { generation: 1 });

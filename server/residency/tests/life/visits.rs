@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use hush_contract::admin::UnloadMethod;
 use hush_contract::{ModelState, UnloadReason, UnloadRefusal};
 use hush_residency::machine::{
     CommandId, DrainEnd, LeaseId, LeaseLossCause, LifecycleSettings, LoadCommand, LossCause, MachineEffect,
     MachineEvent, MachineTime, MetricEvent, ModelMachine, ModelRefusal, ResidencyRule, RunnerLoss, UnloadCommand,
 };
 
-const STOP: MachineEffect = MachineEffect::StopRunner { generation: 1 };
+const STOP: MachineEffect = MachineEffect::StopRunner { generation: 1, method: UnloadMethod::App };
 
 fn at(seconds: u64) -> MachineTime {
     MachineTime::from_millis(seconds * 1000)

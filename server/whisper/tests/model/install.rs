@@ -132,11 +132,12 @@ fn an_unusable_model_directory_names_the_file_and_gives_advice() {
     edit(&path, MANIFEST, |m| m["files"].as_object_mut().unwrap().retain(|name, _| name != ALIGN));
     assert!(matches!(refusal(ALIGN), ModelDirError::Manifest { .. }));
 
-    edit(&path, MANIFEST, |m| {
-        *m = serde_json::json!({"format_version": 3});
-    });
+    edit(&path, MANIFEST, |m| *m = serde_json::json!({"format_version": 1}));
+    assert!(matches!(refusal(MANIFEST), ModelDirError::OldVersion { found: 1, .. }));
 
-    assert!(matches!(refusal(MANIFEST), ModelDirError::Version { found: 3, .. }));
+    edit(&path, MANIFEST, |m| *m = serde_json::json!({"format_version": 99}));
+    assert!(matches!(refusal(MANIFEST), ModelDirError::NewVersion { found: 99, .. }));
+    assert!(refusal("update Hush").to_string().contains("format 99"));
 
     fs::write(path.join(MANIFEST), "{").unwrap();
     assert!(matches!(refusal(MANIFEST), ModelDirError::Manifest { .. }));
@@ -145,6 +146,21 @@ fn an_unusable_model_directory_names_the_file_and_gives_advice() {
     assert!(matches!(refusal(MANIFEST), ModelDirError::NoManifest(_)));
     assert!(matches!(ModelDir::open(&bundled()).unwrap_err(), ModelDirError::Checkpoint(_)));
     assert!(matches!(ModelDir::open(&path.join("nowhere")).unwrap_err(), ModelDirError::NotFound(_)));
+}
+
+/// The format that earlier versions of Hush wrote, and the only one that they read, is still read.
+#[test]
+fn an_earlier_format_is_read_and_known_as_such() {
+    let models = tempfile::tempdir().unwrap();
+
+    for (precision, earlier) in [(Precision::Fp32, 2), (Precision::Fp16, 3)] {
+        let model = installed(&bundled(), models.path(), precision);
+        assert!(model.is_newest_format());
+        assert!(model.manifest().format_version > earlier, "earlier versions would load graphs that they cannot run");
+
+        edit(model.path(), MANIFEST, |m| m["format_version"] = earlier.into());
+        assert!(!ModelDir::open(model.path()).unwrap().is_newest_format());
+    }
 }
 
 /// The numbers of an edited or a hostile manifest are checked before the engine lays out memory by them.

@@ -372,6 +372,7 @@ fn route_text(route: &RouteMatch) -> String {
         ModelNameSource::None => None,
         ModelNameSource::Body { member } => Some(format!("body:{member}")),
         ModelNameSource::Query { parameter } => Some(format!("query:{parameter}")),
+        ModelNameSource::Earlier { parameter } => Some(format!("earlier:{parameter}")),
         ModelNameSource::Path { name } => Some(format!("path:{name}")),
     };
 

@@ -19,6 +19,9 @@ pub use json::{JsonNames, JsonScanner};
 
 use form::{MultipartScanner, UrlencodedScanner};
 
+/// How much of a body is looked at for JSON in another encoding than UTF-8.
+const WIDE_START_BYTES: usize = 256;
+
 /// Why a body does not tell its model. The texts are sent to the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyScanError {
@@ -38,6 +41,10 @@ pub enum BodyScanError {
     Multipart,
     #[error("the header `Content-Type` has no `boundary`")]
     NoBoundary,
+    #[error("the header `Content-Type` is there more than once; send one")]
+    TwoTypes,
+    #[error("the body is JSON in UTF-16 or UTF-32; send it in UTF-8")]
+    WideJson,
 }
 
 fn describe(byte: u8) -> String {
@@ -108,7 +115,10 @@ enum ScannerKind {
     /// Nothing of the body matters.
     Opaque,
     /// The first byte that is no space decides: `curl -d` sends JSON as a form.
-    Undecided,
+    Undecided {
+        /// What came of a body that may be JSON in UTF-16 or UTF-32.
+        start: Vec<u8>,
+    },
     Json(Box<JsonScanner>),
     Multipart(Box<MultipartScanner>),
     Urlencoded(UrlencodedScanner),
@@ -142,7 +152,10 @@ impl BodyScanner {
     pub fn new(route: &RouteMatch, headers: &HeaderMap) -> Result<Self, BodyScanError> {
         let member = match &route.model {
             ModelNameSource::Body { member } => Some(member.clone()),
-            ModelNameSource::None | ModelNameSource::Query { .. } | ModelNameSource::Path { .. } => None,
+            ModelNameSource::None
+            | ModelNameSource::Query { .. }
+            | ModelNameSource::Earlier { .. }
+            | ModelNameSource::Path { .. } => None,
         };
         let removed = route.removed_members.clone();
         let command = route.command.clone();
@@ -150,6 +163,9 @@ impl BodyScanner {
             return Ok(Self::opaque());
         }
 
+        if headers.get_all(CONTENT_TYPE).iter().nth(1).is_some() {
+            return Err(BodyScanError::TwoTypes);
+        }
         let content_type = headers.get(CONTENT_TYPE).map(|value| HeaderParameters::parse(value.as_bytes()));
         let media_type = content_type.as_ref().map_or("application/json", |value| value.value.as_str());
         let kind = match (&content_type, &member) {
@@ -158,8 +174,8 @@ impl BodyScanner {
                 let scanner = MultipartScanner::new(boundary.ok_or(BodyScanError::NoBoundary)?, field);
                 ScannerKind::Multipart(Box::new(scanner))
             }
-            _ if media_type.starts_with("multipart/") => ScannerKind::Opaque,
-            _ => ScannerKind::Undecided,
+            // Also of other types: Go's apps read a JSON body whatever its type says.
+            _ => ScannerKind::Undecided { start: Vec::new() },
         };
 
         let content_type = match media_type {
@@ -192,23 +208,31 @@ impl BodyScanner {
     /// # Errors
     /// If the body does not tell its model.
     pub fn push(&mut self, piece: &[u8]) -> Result<(), BodyScanError> {
-        if matches!(self.kind, ScannerKind::Undecided) {
-            self.decide(piece);
+        if matches!(self.kind, ScannerKind::Undecided { .. }) {
+            self.decide(piece)?;
         }
 
         match &mut self.kind {
-            ScannerKind::Opaque | ScannerKind::Undecided => Ok(()),
+            ScannerKind::Opaque | ScannerKind::Undecided { .. } => Ok(()),
             ScannerKind::Json(json) => json.push(piece),
             ScannerKind::Multipart(form) => form.push(piece),
             ScannerKind::Urlencoded(form) => form.push(piece),
         }
     }
 
-    fn decide(&mut self, piece: &[u8]) {
+    fn decide(&mut self, piece: &[u8]) -> Result<(), BodyScanError> {
+        if let ScannerKind::Undecided { start } = &mut self.kind
+            && !start.is_empty()
+        {
+            return self.decide_wide(piece);
+        }
         let Some(first) = piece.iter().find(|byte| !byte.is_ascii_whitespace()) else {
             self.space_bytes += piece.len() as u64;
-            return;
+            return Ok(());
         };
+        if self.content_type != ContentKind::Json && matches!(first, 0 | 0xfe | 0xff) {
+            return self.decide_wide(piece);
+        }
 
         self.kind = match (first, self.content_type, &self.member) {
             (b'{' | 0xef, ..) | (_, ContentKind::Json, _) => {
@@ -222,6 +246,23 @@ impl BodyScanner {
             (_, ContentKind::Urlencoded, Some(field)) => ScannerKind::Urlencoded(UrlencodedScanner::new(field)),
             _ => ScannerKind::Opaque,
         };
+        Ok(())
+    }
+
+    /// Python's apps read JSON in any Unicode encoding, whatever its type says, and the scanner only UTF-8.
+    fn decide_wide(&mut self, piece: &[u8]) -> Result<(), BodyScanError> {
+        let ScannerKind::Undecided { start } = &mut self.kind else { return Ok(()) };
+        start.extend_from_slice(&piece[..piece.len().min(WIDE_START_BYTES)]);
+
+        let is_padding = |byte: &u8| matches!(byte, 0 | 0xfe | 0xff) || byte.is_ascii_whitespace();
+        match start.iter().find(|byte| !is_padding(byte)) {
+            Some(b'{') => Err(BodyScanError::WideJson),
+            None if start.len() < WIDE_START_BYTES => Ok(()),
+            _ => {
+                self.kind = ScannerKind::Opaque;
+                Ok(())
+            }
+        }
     }
 
     /// Ends the body.
@@ -234,14 +275,14 @@ impl BodyScanner {
         match &mut self.kind {
             ScannerKind::Json(json) => json.finish(),
             ScannerKind::Urlencoded(form) => form.finish(),
-            ScannerKind::Opaque | ScannerKind::Undecided | ScannerKind::Multipart(_) => Ok(()),
+            ScannerKind::Opaque | ScannerKind::Undecided { .. } | ScannerKind::Multipart(_) => Ok(()),
         }
     }
 
     /// The name of the model, as far as the body was scanned.
     pub fn model(&self) -> Option<&str> {
         match &self.kind {
-            ScannerKind::Opaque | ScannerKind::Undecided => None,
+            ScannerKind::Opaque | ScannerKind::Undecided { .. } => None,
             ScannerKind::Json(json) => json.model(),
             ScannerKind::Multipart(form) => form.model(),
             ScannerKind::Urlencoded(form) => form.model(),
@@ -257,7 +298,7 @@ impl BodyScanner {
 
         match &self.kind {
             ScannerKind::Opaque => true,
-            ScannerKind::Undecided => false,
+            ScannerKind::Undecided { .. } => false,
             ScannerKind::Json(_) => self.removed.is_empty() && self.command.is_none() && self.model().is_some(),
             ScannerKind::Multipart(_) | ScannerKind::Urlencoded(_) => self.model().is_some(),
         }

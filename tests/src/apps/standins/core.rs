@@ -172,6 +172,11 @@ impl StandIn {
             }
         };
 
+        self.finish_load(name, cut).await
+    }
+
+    /// Reads and keeps the weights, where `begin_load` found the model away.
+    pub async fn finish_load(self: &Arc<Self>, name: &str, cut: CancellationToken) -> Result<(), LoadProblem> {
         let is_whole = cut.run_until_cancelled(self.read_weights()).await.is_some();
         let taken = if is_whole { self.take_memory(name).await } else { Err(LoadProblem::Broken) };
         if taken.is_err() {
@@ -182,7 +187,7 @@ impl StandIn {
 
     /// Marks that the load of a model begins if it is away, and gives the phase from before. Those that wait are woken
     /// only then: one that waits calls this again and must not wake itself.
-    fn begin_load(&self, name: &str) -> (Phase, CancellationToken) {
+    pub fn begin_load(&self, name: &str) -> (Phase, CancellationToken) {
         let mut models = self.lock();
         let Some(entry) = models.get_mut(name) else { return (Phase::Away, CancellationToken::new()) };
 

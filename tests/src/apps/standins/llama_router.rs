@@ -77,26 +77,25 @@ impl LlamaRouterStandIn {
         json_answer(200, &json!({"data": data, "object": "list"}))
     }
 
-    fn start_load(self: &Arc<Self>, name: &str) {
-        self.set_killed(name, false);
-        let (router, name) = (Arc::clone(self), name.to_owned());
-        tokio::spawn(async move {
-            if router.app.load(&name).await.is_err() {
-                // The child ended with a status other than 0.
-                router.set_killed(&name, true);
-            }
-        });
-    }
-
     fn answer_load(self: &Arc<Self>, request: &Incoming) -> Response {
         let name = request.model().unwrap_or_default();
         if !self.app.is_known(&name) {
             return error_answer(404, "model is not found");
         }
-        if self.app.phase(&name) != Phase::Away {
+        // The state is changed before the answer, so that a second load is refused however soon it comes.
+        let (before, cut) = self.app.begin_load(&name);
+        if before != Phase::Away {
             return error_answer(400, "model is already running");
         }
-        self.start_load(&name);
+
+        self.set_killed(&name, false);
+        let router = Arc::clone(self);
+        tokio::spawn(async move {
+            if router.app.finish_load(&name, cut).await.is_err() {
+                // The child ended with a status other than 0.
+                router.set_killed(&name, true);
+            }
+        });
         json_answer(200, &json!({"success": true}))
     }
 

@@ -6,5 +6,6 @@ mod faults;
 mod fixture;
 mod life;
 mod process_mode;
+mod process_unload;
 mod proxy_rules;
 mod wrong_flags;
