@@ -120,7 +120,7 @@ impl AppWatch {
             } else {
                 let is_due = identified.is_none_or(|at| at.elapsed() >= IDENTIFY_EVERY);
                 if is_due || !matches!(&*watch.status.borrow(), AppStatus::Running { .. }) {
-                    watch.identify().await;
+                    watch.identify(&handles).await;
                     identified = Some(Instant::now());
                     watch.check_port().await;
                 }
@@ -165,7 +165,7 @@ impl AppWatch {
         }
     }
 
-    async fn identify(&self) {
+    async fn identify(&self, handles: &[ModelHandle<SidecarRunners>]) {
         let mut answers: Vec<AppAnswer> = Vec::new();
         for request in self.app.identify() {
             match self.upstream.call(&request).await {
@@ -185,6 +185,8 @@ impl AppWatch {
             Ok(identity) => match self.obstacle() {
                 Some(cause) => AppStatus::Unsuitable { cause },
                 None => {
+                    // Whoever sees the app as ready sees its model too.
+                    self.adopt_from_start(handles);
                     self.log_warnings(&identity.warnings);
                     AppStatus::Running { version: identity.version }
                 }
@@ -352,8 +354,16 @@ impl AppWatch {
             return;
         }
 
-        // An unload changes the record before its runner ends, and waits for this: the model is told to be here while its
-        // life cannot have gone past the unload.
+        self.adopt_from_start(handles);
+    }
+
+    /// An unload changes the record before its runner ends, and waits for this: the model is told to be here while its life
+    /// cannot have gone past the unload.
+    fn adopt_from_start(&self, handles: &[ModelHandle<SidecarRunners>]) {
+        if !self.app.starts_loaded() {
+            return;
+        }
+
         self.record.if_loaded(|_| {
             for handle in handles {
                 handle.appeared();

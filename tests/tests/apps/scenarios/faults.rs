@@ -239,9 +239,7 @@ fn a_load_that_lies_shows_no_memory_and_does_no_harm() -> Result<()> {
 
 #[test]
 fn a_body_without_a_model_is_work_of_the_first_model_and_so_is_an_unknown_route() -> Result<()> {
-    let mut governed = Governed::standin(StandInKind::Ollama, &["--model", "second"])?;
-    governed.kill_sidecar()?;
-    governed.start_sidecar(&["--model", "second"])?;
+    let governed = Governed::standin(StandInKind::Ollama, &["--model", "second"])?;
     governed.sidecar()?.wait_until_ready()?;
 
     let before = governed.sidecar()?.generation()?;
