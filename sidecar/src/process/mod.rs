@@ -60,7 +60,7 @@ impl AppSurvivors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn replace(&self, processes: Vec<ProcessName>) {
+    pub(crate) fn replace(&self, processes: Vec<ProcessName>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = processes;
     }
 }

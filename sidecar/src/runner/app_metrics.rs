@@ -166,6 +166,7 @@ mod tests {
     use prometheus::{Encoder, TextEncoder};
 
     use super::*;
+    use crate::process::ProcessName;
 
     fn scraped(status: AppStatus, is_exposed: Option<bool>) -> String {
         let registry = Registry::new();
@@ -194,6 +195,26 @@ mod tests {
         assert!(text.contains("hush_app_process_unload{app=\"ollama\"} 1"), "{text}");
         assert!(text.contains("hush_app_surviving_processes{app=\"ollama\"} 0"), "{text}");
         assert!(!text.contains("hush_app_problem_info{"), "{text}");
+    }
+
+    #[test]
+    fn processes_that_cannot_be_killed_are_counted_while_they_are_there() {
+        let (registry, survivors) = (Registry::new(), AppSurvivors::default());
+        let metrics = AppMetrics::new(&registry).unwrap();
+        let (_keep, status) = watch::channel(AppStatus::Stopped);
+        let (app, mode) = ("vllm".to_owned(), ModelMode::Api);
+        let sources = AppMetricSources { app, mode, ends_process: false, survivors: survivors.clone(), status };
+        metrics.register(&registry, sources).unwrap();
+        let counts = |number: u64| {
+            let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+            text.contains(&format!("hush_app_surviving_processes{{app=\"vllm\"}} {number}\n"))
+        };
+
+        assert!(counts(0));
+        survivors.replace(vec![ProcessName { pid: 7, name: "VLLM::EngineCor".to_owned() }]);
+        assert!(counts(1));
+        survivors.replace(Vec::new());
+        assert!(counts(0));
     }
 
     #[test]
