@@ -224,6 +224,31 @@ impl Upstream {
         answered.await.unwrap_or(Err(UpstreamError::TimedOut { seconds }))
     }
 
+    /// As [`Self::call`], over a new connection, and only if `may_send` agrees when the connection is there: what it finds
+    /// out of the app holds for whoever has accepted the connection. `None`: nothing was sent.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_if<C: Future<Output = bool>>(
+        &self,
+        request: &AppRequest,
+        may_send: impl FnOnce() -> C,
+    ) -> Result<Option<AppAnswer>, UpstreamError> {
+        let outgoing = self.own_request(request)?;
+        let seconds = request.timeout.as_secs_f64();
+
+        let answered = timeout(request.timeout, async {
+            let connection = self.connect().await?;
+            if !may_send().await {
+                return Ok(None);
+            }
+            let sent = connection.send(outgoing, &ConnectionWatch::default()).await;
+            let UpstreamAnswer { head, body } = sent.map_err(|failure| UpstreamError::Broken(failure.into_error()))?;
+            Ok(Some(AppAnswer { status: head.status, body: read_bounded(body).await? }))
+        });
+        answered.await.unwrap_or(Err(UpstreamError::TimedOut { seconds }))
+    }
+
     fn own_request(&self, request: &AppRequest) -> Result<Request<Body>, UpstreamError> {
         let mut builder = Request::builder().method(&request.method).uri(&request.path).header(HOST, self.host());
         if let Some(credential) = &self.inner.settings.credential {

@@ -159,12 +159,26 @@ impl<F: RunnerFactory> ModelHandle<F> {
     /// A lease for work that goes on already and did not pass through here; `None`: the model is not in memory. Waits for
     /// nothing and loads nothing.
     pub async fn occupy(&self) -> Option<ModelLease<F>> {
+        self.join(|lease, reply| ActorMessage::Occupy { lease, reply }).await
+    }
+
+    /// A lease for a request that uses nothing of the model, but must find it in memory; `None`: it is not there, or is
+    /// about to leave. Waits for nothing, loads nothing, and is no activity: the model stays as idle as it was. An unload
+    /// waits for its end.
+    pub async fn visit(&self) -> Option<ModelLease<F>> {
+        self.join(|lease, reply| ActorMessage::Visit { lease, reply }).await
+    }
+
+    async fn join(
+        &self,
+        message: impl FnOnce(LeaseId, oneshot::Sender<LeaseReply<F>>) -> ActorMessage<F>,
+    ) -> Option<ModelLease<F>> {
         let inbox = &self.inner.inbox;
         let id = LeaseId(self.inner.next_lease.fetch_add(1, Ordering::Relaxed));
         let ticket = QueueTicket { id, inbox: inbox.clone() };
 
         let (reply, answer) = oneshot::channel::<LeaseReply<F>>();
-        inbox.send(ActorMessage::Occupy { lease: id, reply }).ok()?;
+        inbox.send(message(id, reply)).ok()?;
         let runner = answer.await.ok()?.ok()?;
 
         let generation = self.snapshot().generation;

@@ -164,7 +164,7 @@ impl ActionOutcome {
     }
 }
 
-fn compile_confirm(
+pub(super) fn compile_confirm(
     source: &ConfirmDescription,
     allowed: &Placeholders<'_>,
     field: &FieldScope<'_>,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::AppRequest;
-use super::action::Action;
+use super::action::{Action, compile_confirm};
 use super::answer::AnswerReader;
 use super::condition::{Condition, NumberSum};
 use super::credential::CredentialForm;
@@ -40,6 +40,7 @@ pub(super) struct CompiledApp {
     pub(super) identity: IdentityChecks,
     pub(super) listing: Option<Listing>,
     pub(super) starts_loaded: bool,
+    pub(super) unknown_when: Option<(RequestTemplate, Condition)>,
     pub(super) busy: Option<BusyFigure>,
     pub(super) load: Option<Action>,
     pub(super) unload: Option<Action>,
@@ -62,6 +63,9 @@ impl CompiledApp {
         });
         let busy =
             compile_part(source.busy.as_ref(), |busy| BusyFigure::compile(busy, &allowed, &field.member("busy")));
+        let unknown_when = compile_part(source.unknown_when.as_ref(), |unknown| {
+            compile_confirm(unknown, &allowed, &field.member("unknownWhen"))
+        });
         let load_field = field.member("load");
         let load =
             compile_part(source.load.as_ref(), |load| Action::compile(load, &allowed, LOAD_TIMEOUT, &load_field));
@@ -84,6 +88,7 @@ impl CompiledApp {
             ready_path: source.ready_path,
             naming: source.models,
             starts_loaded: source.starts_loaded,
+            unknown_when: unknown_when?,
             names: CanonicalName::new(source.canonical_name, &source.not_governed),
             credential: credential?,
             parameters: ParameterValues::declared(source.parameters),
@@ -148,6 +153,9 @@ fn check_together(source: &AppDescription, field: &FieldScope<'_>) {
     if source.load.is_some() && source.unload.is_none() {
         field.member("load").report("needs `unload`: an app that only its end unloads is loaded by its start");
     }
+    if source.unknown_when.is_some() && !source.starts_loaded {
+        field.member("unknownWhen").report("belongs to `startsLoaded: true`");
+    }
     if source.models == ModelNaming::One && !source.not_governed.is_empty() {
         field.member("notGoverned").report("belongs to `models: named`");
     }
@@ -165,6 +173,7 @@ fn requests_but_busy(source: &AppDescription) -> Vec<(String, &RequestDescriptio
     for (i, check) in source.identify.iter().enumerate() {
         requests.push((format!("identify[{i}].request"), &check.request));
     }
+    requests.extend(source.unknown_when.iter().map(|unknown| ("unknownWhen.request".to_owned(), &unknown.request)));
     requests.extend(source.list.iter().map(|list| ("list.request".to_owned(), &list.request)));
 
     for (name, action) in [("load", &source.load), ("unload", &source.unload)] {

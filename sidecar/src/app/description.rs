@@ -52,6 +52,9 @@ pub struct AppDescription {
     /// Whether an app without a list has its model in memory from its start on.
     #[serde(default)]
     pub starts_loaded: bool,
+    /// For an app that starts with its model in memory: the answer after which this is not known, where no sidecar has left
+    /// a record. Then the app is left alone until it is started anew.
+    pub unknown_when: Option<ConfirmDescription>,
     /// The request that tells how much work the app has. Without it only the requests through the sidecar count.
     pub busy: Option<BusyDescription>,
     /// The requests that load a model. Without them the app loads it with the first request.
@@ -416,7 +419,7 @@ pub enum OutcomeName {
     OutOfMemory,
 }
 
-/// The request and the condition that tell that an unload is complete.
+/// A request, and the condition that its answer is to fulfil.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConfirmDescription {

@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue, Method};
 use serde_json::{Map, Value};
 
 use super::action::Action;
+use super::answer::AnswerReader;
 use super::check::compile_or_join;
 use super::compile::CompiledApp;
 use super::description::ModelNaming;
@@ -130,6 +131,18 @@ impl App {
     /// Whether the app has its model in memory from its start on, without a list that would say so.
     pub fn starts_loaded(&self) -> bool {
         self.compiled.starts_loaded && self.compiled.listing.is_none()
+    }
+
+    /// For an app that starts loaded: the request that tells whether that is still so, where nothing was recorded.
+    pub fn ask_unknown(&self) -> Option<AppRequest> {
+        let (request, _) = self.compiled.unknown_when.as_ref()?;
+        Some(request.render(&self.model("").values()))
+    }
+
+    /// Whether the answer to [`Self::ask_unknown`] says that nothing is known.
+    pub fn is_unknown(&self, answer: &AppAnswer) -> bool {
+        let Some((request, when)) = &self.compiled.unknown_when else { return false };
+        when.is_true(&AnswerReader::new(answer, request.format), &self.model("").values())
     }
 
     /// Whether the app unloads a model through its API; otherwise the sidecar must start and end its process.

@@ -231,7 +231,10 @@ pub struct MemoryArgs {
     #[arg(long, env = "HUSH_NVML_LIB", value_name = "FILE")]
     pub nvml_lib: Option<PathBuf>,
 
-    /// Folder for what is learnt of the models' needs. Default: it is learnt anew after each start.
+    /// Folder for what the next sidecar must know: whether an app that does not tell has its model in memory, and which
+    /// sidecar governs it; with this option also what is learnt of the models' needs.
+    ///
+    /// Default: hush-sidecar in $XDG_STATE_HOME or ~/.local/state, else in the system's temporary folder.
     #[arg(long, env = "HUSH_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,8 +31,8 @@ use crate::app::{App, AppParameters};
 use crate::process::{AppActivity, AppSurvivors, ProcessSettings, ReadinessProbe, SupervisedApp};
 use crate::proxy::{Proxy, ProxyMetrics, ProxySettings, RequestRoutes};
 use crate::runner::{
-    AppMetricSources, AppMetrics, AppWatch, DetachFlag, ModelMode, RunnerTimeouts, RunnersSettings, SidecarRunners,
-    SidecarSpec, WatchSettings,
+    AppMetricSources, AppMetrics, AppRuns, AppWatch, DetachFlag, ModelMode, PresenceRecord, RunnerTimeouts,
+    RunnersSettings, SidecarRunners, SidecarSpec, StateFile, WatchSettings, boot_id, find_state_folder,
 };
 use crate::status::AppStatus;
 use crate::upstream::{IDLE_UPSTREAM_MAX, Upstream, UpstreamCredential, UpstreamSettings};
@@ -100,7 +100,10 @@ async fn serve(mut args: SidecarArgs) -> anyhow::Result<()> {
     let gpu = AppGpu::start(&args.memory, &registry, &residency).await?;
     let governed = start_app(&args, &configured, parameters)?;
     let detach = DetachFlag::default();
-    let watch = app_watch(&args, &governed, app_metrics.clone());
+    let runs = AppRuns::new(governed.upstream.settings());
+    let state_folder = state_folder(&args)?;
+    let record = presence_record(&governed, runs.clone(), state_folder.as_deref());
+    let watch = app_watch(&args, &governed, app_metrics.clone(), (runs.clone(), record.clone()), state_folder);
     let runners = RunnersSettings {
         app: Arc::clone(&governed.app),
         upstream: governed.upstream.clone(),
@@ -108,7 +111,8 @@ async fn serve(mut args: SidecarArgs) -> anyhow::Result<()> {
         observations: watch.observations(),
         status: watch.status(),
         detach: detach.clone(),
-        start: watch.start(),
+        runs,
+        record,
         activity: governed.activity.clone(),
         survivors: governed.survivors.clone(),
         control: governed.supervised.as_ref().map(SupervisedApp::control),
@@ -288,11 +292,53 @@ fn process_settings(args: &SidecarArgs, app: &App, port: u16) -> anyhow::Result<
     }))
 }
 
-fn app_watch(args: &SidecarArgs, governed: &StartedApp, metrics: AppMetrics) -> AppWatch {
-    let control = governed.supervised.as_ref().map(SupervisedApp::control);
-    let settings = WatchSettings { interval: args.life.poll_interval, mode: governed.mode.clone(), control };
+/// Where the sidecar keeps what the next one must know; `None`: no folder can be used.
+///
+/// # Errors
+/// If a folder was configured and cannot be used.
+fn state_folder(args: &SidecarArgs) -> anyhow::Result<Option<PathBuf>> {
+    let configured = args.memory.state_dir.as_deref();
 
-    AppWatch::new(Arc::clone(&governed.app), governed.upstream.clone(), settings, metrics)
+    match find_state_folder(configured, |name| std::env::var_os(name)) {
+        Ok(folder) => Ok(Some(folder)),
+        Err(error) if configured.is_some() => Err(error).context("--state-dir"),
+        Err(error) => {
+            tracing::warn!(
+                error = hush_log::explain(&error),
+                "no folder for records was found; give one with --state-dir"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// What an earlier sidecar has left about the app, and what this one leaves.
+fn presence_record(governed: &StartedApp, runs: AppRuns, folder: Option<&Path>) -> PresenceRecord {
+    let file = folder
+        .filter(|_| governed.app.starts_loaded())
+        .map(|folder| StateFile::new(folder, governed.upstream.authority()));
+    let stored = file.as_ref().map_or(Ok(None), |file| {
+        file.read().map_err(|error| format!("the record {} cannot be read: {error}", file.path().display()))
+    });
+
+    PresenceRecord::new(runs, boot_id(), file, stored)
+}
+
+fn app_watch(
+    args: &SidecarArgs,
+    governed: &StartedApp,
+    metrics: AppMetrics,
+    (runs, record): (AppRuns, PresenceRecord),
+    lock_folder: Option<PathBuf>,
+) -> AppWatch {
+    let settings = WatchSettings {
+        interval: args.life.poll_interval,
+        mode: governed.mode.clone(),
+        control: governed.supervised.as_ref().map(SupervisedApp::control),
+        lock_folder,
+    };
+
+    AppWatch::new(Arc::clone(&governed.app), governed.upstream.clone(), settings, metrics, runs, record)
 }
 
 fn start_models(

@@ -173,14 +173,10 @@ impl ProxyCore {
         match route.class {
             RouteClass::Closed => Err(ProxyError::Closed),
             RouteClass::Work => self.work(exchange, body, connection).await,
-            RouteClass::NotWork => self.not_work(exchange, body, connection).await,
+            RouteClass::NotWork => self.not_work(exchange, body, connection, None).await,
             RouteClass::NotWorkLoadedOnly => {
-                let model = self.find_model(exchange, None)?;
-                if let Some(model) = model.filter(|model| !model.is_ready()) {
-                    let (model, retry_after) = (model.name().to_owned(), model.retry_after());
-                    return Err(ProxyError::Away { model, retry_after });
-                }
-                self.not_work(exchange, body, connection).await
+                let visit = self.visit_model(exchange).await?;
+                self.not_work(exchange, body, connection, visit).await
             }
             RouteClass::DisplaySocket | RouteClass::WorkSocket => self.socket(exchange, connection).await,
         }
@@ -223,12 +219,24 @@ impl ProxyCore {
         Ok(ForwardOutcome::Forwarded { answer, guard, copy: None })
     }
 
-    /// A request that counts as nothing.
+    /// The right to a request that would load a model that is not in memory: no unload begins before it is dropped.
+    /// `None`: the model runs elsewhere.
+    async fn visit_model(&self, exchange: &mut Exchange) -> Result<Option<HeldLease>, ProxyError> {
+        let Some(model) = self.find_model(exchange, None)? else { return Ok(None) };
+
+        match model.visit().await {
+            Some(visit) => Ok(Some(visit)),
+            None => Err(ProxyError::Away { model: model.name().to_owned(), retry_after: model.retry_after() }),
+        }
+    }
+
+    /// A request that counts as nothing. `visit` ends with its answer.
     async fn not_work(
         &self,
         exchange: &mut Exchange,
         body: Incoming,
         connection: &ConnectionContext,
+        visit: Option<HeldLease>,
     ) -> Result<ForwardOutcome, ProxyError> {
         let key = exchange.kept_key();
         let kept = |error| match key.as_ref().and_then(|key| self.kept.get(key)) {
@@ -249,9 +257,13 @@ impl ProxyCore {
             intake.into_outgoing().await?
         };
 
-        let mut guard = ExchangeGuard::new(None, None);
+        let mut guard = ExchangeGuard::new(visit, None);
         match self.forward(exchange, outgoing, &mut guard, connection).await {
             Ok(answer) => {
+                if headers::is_event_stream(&answer.head.headers) {
+                    // It may last for ever, and whatever the request loads is loaded.
+                    drop(guard.take_lease());
+                }
                 let copy = key.and_then(|key| self.kept.copy(key, &answer.head));
                 Ok(ForwardOutcome::Forwarded { answer, guard, copy })
             }

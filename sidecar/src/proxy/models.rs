@@ -32,6 +32,9 @@ pub trait LeasedModel: Send + Sync {
     /// Waits for the right to use the model. `max_cold_wait`: how long for a model that is not in memory; `None`: as long
     /// as it takes.
     fn acquire(&self, max_cold_wait: Option<Duration>) -> BoxFuture<'_, Result<HeldLease, AcquireError>>;
+
+    /// Keeps a model that is in memory there, without being activity; `None`: it is not in memory, or about to leave.
+    fn visit(&self) -> BoxFuture<'_, Option<HeldLease>>;
 }
 
 impl<F: RunnerFactory> LeasedModel for ModelHandle<F> {
@@ -56,6 +59,15 @@ impl<F: RunnerFactory> LeasedModel for ModelHandle<F> {
 
             let (generation, waited, was_cold) = (lease.generation, lease.waited, lease.was_cold);
             Ok(HeldLease { generation, waited, was_cold, _lease: Box::new(lease) })
+        })
+    }
+
+    fn visit(&self) -> BoxFuture<'_, Option<HeldLease>> {
+        Box::pin(async move {
+            let lease = Self::visit(self).await?;
+
+            let (generation, waited, was_cold) = (lease.generation, lease.waited, lease.was_cold);
+            Some(HeldLease { generation, waited, was_cold, _lease: Box::new(lease) })
         })
     }
 }

@@ -7,9 +7,11 @@ use hush_residency::{LoadTimings, OnRunnerEvent, RunnerEvent};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 
-use super::app_calls::{ActionError, ListError, app_ended};
+use super::app_calls::{ActionError, ListError, LoadedInApp, app_ended, load_timed_out};
+use super::app_runs::RunNumber;
 use super::app_users::StopPlan;
 use super::observation::ObservedContent;
+use super::process_end::LoadedContent;
 use super::{RunnersShared, SidecarSpec};
 use crate::app::ModelPresence;
 use crate::process::{AppControl, app_processes};
@@ -44,9 +46,7 @@ impl ApiRunner {
     /// Takes over a model that the app has loaded by itself.
     pub(super) fn adopt(shared: Arc<RunnersShared>, spec: SidecarSpec, notify: OnRunnerEvent) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
-        let instance = shared.settings.observations.borrow().find(&spec.app_name).and_then(|listed| listed.instance);
-        let loaded = Some(LoadedInstance { since: Instant::now(), instance, was_held: true });
-        shared.settings.start.take_fresh();
+        let loaded = Some(LoadedInstance::adopted(&shared, &spec.app_name));
         shared.users().enter(&spec.app_name);
         let task = RunnerTask { shared, name: spec.name, model: spec.app_name, notify, inbox, loaded };
 
@@ -71,9 +71,27 @@ impl ApiRunner {
 /// What the app was seen to have loaded.
 struct LoadedInstance {
     since: Instant,
+    /// It ends with this run of the app.
+    run: RunNumber,
     instance: Option<String>,
     /// An app without a list has shown that the model is in memory. One that loads it with the first request shows it late.
     was_held: bool,
+}
+
+impl LoadedInstance {
+    /// What the app has loaded by itself, as it was seen last.
+    fn adopted(shared: &RunnersShared, model: &str) -> Self {
+        let observation = shared.settings.observations.borrow();
+        let instance = observation.find(model).and_then(|listed| listed.instance);
+        let run = if shared.settings.app.starts_loaded() {
+            shared.settings.record.current().map(|(run, _)| run.number)
+        } else {
+            Some(observation.run)
+        };
+
+        let run = run.unwrap_or_else(|| shared.settings.runs.current().number);
+        Self { since: Instant::now(), run, instance, was_held: true }
+    }
 }
 
 /// How the life of a runner goes on.
@@ -107,14 +125,19 @@ impl RunnerTask {
         (self.notify)(RunnerEvent::Exited);
     }
 
-    /// What an adopted model holds can only be told by the processes of the app, and only if they hold nothing else.
     async fn run_adopted(self) {
+        self.name_processes_if_alone().await;
+        self.run_loaded().await;
+    }
+
+    /// What a model holds that was there before can only be told by the processes of the app, and only if they hold nothing
+    /// else.
+    async fn name_processes_if_alone(&self) {
         let is_alone = self.shared.settings.observations.borrow().is_alone(&self.model);
 
         if is_alone || self.shared.settings.app.has_one_model() {
             self.name_processes().await;
         }
-        self.run_loaded().await;
     }
 
     /// Names the processes of an app on this machine, so that their memory counts.
@@ -147,10 +170,15 @@ impl RunnerTask {
             let _turn = shared.load_turn.acquire().await;
             shared.bring_in(&self.model).await
         };
+        tokio::pin!(load);
         let loaded = tokio::select! {
-            loaded = load => loaded,
+            loaded = &mut load => loaded,
             // Asked to end while it loads. The app goes on loading: it is unloaded when it has.
             _ = self.inbox.recv() => {
+                if shared.settings.app.starts_loaded() {
+                    // Nothing else would tell later what became of the load.
+                    let _ = load.await;
+                }
                 self.end_whatever_it_does().await;
                 return NextPhase::Over;
             }
@@ -158,16 +186,26 @@ impl RunnerTask {
 
         let total = began.elapsed();
         match loaded {
-            Ok(content) => {
-                let instance = content.instance;
-                self.loaded = Some(LoadedInstance { since: Instant::now(), instance, was_held: false });
+            Ok(LoadedContent { loaded: LoadedInApp { run, instance, was_there }, was_started }) => {
+                self.loaded = Some(LoadedInstance { since: Instant::now(), run, instance, was_held: false });
                 // Before the app was started there was no process to name.
-                if content.was_started && self.comes_with_first_request() {
+                if was_started && self.comes_with_first_request() {
                     self.name_processes().await;
+                } else if was_there && !was_started {
+                    self.name_processes_if_alone().await;
                 }
                 (self.notify)(RunnerEvent::Loaded(LoadTimings { sessions: total, total, ..LoadTimings::default() }));
                 (self.notify)(RunnerEvent::FullyLoaded(total));
                 NextPhase::Loaded
+            }
+            Err(ActionError::Restarted) => {
+                (self.notify)(RunnerEvent::Lost(app_ended()));
+                NextPhase::Over
+            }
+            Err(error @ ActionError::LoadTimedOut { .. }) => {
+                (self.notify)(RunnerEvent::Lost(load_timed_out(&error)));
+                self.end_whatever_it_does().await;
+                NextPhase::Over
             }
             Err(error) => {
                 let out_of_memory = matches!(error, ActionError::Failed { out_of_memory: true, .. });
@@ -188,7 +226,15 @@ impl RunnerTask {
         let mut status = self.shared.settings.status.clone();
         let answered = status.wait_for(|status| !matches!(status, AppStatus::Unreachable { .. }));
         // A status that does not change any more is as good as one that is late.
-        let _ = timeout(APP_ANSWER_TIMEOUT, answered).await;
+        let mut run = self.shared.settings.runs.follow();
+        let is_there = async {
+            // An app that was ended on purpose is started by the load.
+            let is_stopped = answered.await.is_ok_and(|status| matches!(*status, AppStatus::Stopped));
+            if !is_stopped {
+                let _ = run.wait_for(|run| run.is_up).await;
+            }
+        };
+        let _ = timeout(APP_ANSWER_TIMEOUT, is_there).await;
 
         let status = self.shared.settings.status.borrow();
         match &*status {
@@ -200,9 +246,20 @@ impl RunnerTask {
 
     async fn run_loaded(mut self) {
         let mut observations = self.shared.settings.observations.clone();
+        let mut current_run = self.shared.settings.runs.follow();
 
         loop {
+            if self.loaded.as_ref().is_some_and(|loaded| loaded.run != current_run.borrow_and_update().number) {
+                (self.notify)(RunnerEvent::Lost(app_ended()));
+                break;
+            }
+
             tokio::select! {
+                changed = current_run.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
                 command = self.inbox.recv() => match command {
                     Some(RunnerCommand::Stop(_)) if self.shared.settings.detach.is_set() => break,
                     Some(RunnerCommand::Stop(method)) => match self.stop(method).await {
@@ -326,7 +383,7 @@ async fn unload(
     }
 
     match shared.unload_model(model).await {
-        Ok(()) | Err(ActionError::AppIsDown(_)) => {
+        Ok(()) | Err(ActionError::AppIsDown(_) | ActionError::Restarted) => {
             if outcome == ProcessOutcome::KeptForOthers {
                 shared.users().wish_end(model);
             }

@@ -1,10 +1,12 @@
 //! Loads, unloads and lists of the app, sent over HTTP. What to send and what answers mean is [`App`]'s to say.
 
 use hush_residency::RunnerLoss;
-use tokio::time::{Duration, Instant, sleep};
+use tokio::time::{Duration, Instant, sleep, timeout_at};
 
 use super::RunnersShared;
+use super::app_runs::RunNumber;
 use super::observation::{AppObservation, ObservedContent, find_listed};
+use super::presence_record::RecordError;
 use crate::app::{ActionStepOutcome, App, AppAction, AppAnswer, AppAnswerError, ListedModel, ModelPresence};
 use crate::upstream::{Upstream, UpstreamError};
 
@@ -23,10 +25,27 @@ pub(super) enum ActionError {
     /// The app said that it unloads the model, and still lists it.
     #[error("the app still lists the model {seconds} s after it was asked to unload it")]
     Unconfirmed { seconds: u64 },
+    #[error("the app has not loaded the model after {seconds} s")]
+    LoadTimedOut { seconds: u64 },
     #[error("the app does not run: {0}")]
     AppIsDown(#[source] UpstreamError),
+    /// What was loaded is gone, and what was sent may have reached either run.
+    #[error("the app was started anew meanwhile")]
+    Restarted,
+    #[error(transparent)]
+    Record(#[from] RecordError),
     #[error("the app gave no answer: {0}")]
     NoAnswer(#[source] UpstreamError),
+}
+
+/// A model that the app has loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LoadedInApp {
+    pub(super) run: RunNumber,
+    /// As the app's list names it; `None`: it does not.
+    pub(super) instance: Option<String>,
+    /// The app had it before, so that its use of the device has not grown.
+    pub(super) was_there: bool,
 }
 
 impl From<UpstreamError> for ActionError {
@@ -66,7 +85,7 @@ pub(super) async fn list_models(
 }
 
 /// One look at the app's list.
-pub(super) async fn observe(app: &App, upstream: &Upstream, names: &[String]) -> AppObservation {
+pub(super) async fn observe(app: &App, upstream: &Upstream, names: &[String], run: RunNumber) -> AppObservation {
     let asked = Instant::now();
 
     let content = match list_models(app, upstream, names).await {
@@ -74,7 +93,7 @@ pub(super) async fn observe(app: &App, upstream: &Upstream, names: &[String]) ->
         Ok(None) => held_models(app, upstream, names).await.unwrap_or_else(|error| not_observed(&error.into())),
         Err(error) => not_observed(&error),
     };
-    AppObservation { asked, content }
+    AppObservation { asked, run, content }
 }
 
 /// What an app without a list shows of its models: those whose unload would not be confirmed now are in memory. An app
@@ -108,34 +127,68 @@ fn not_observed(error: &ListError) -> ObservedContent {
 
 impl RunnersShared {
     /// Sends the steps of a load, and waits until the app lists the model as loaded.
-    pub(super) async fn load_model(&self, model: &str) -> Result<Option<String>, ActionError> {
-        let app = &self.settings.app;
-        let deadline = Instant::now() + self.settings.timeouts.load;
+    pub(super) async fn load_model(&self, model: &str) -> Result<LoadedInApp, ActionError> {
+        let limit = self.settings.timeouts.load;
+        let deadline = Instant::now() + limit;
 
-        // An app that starts with its model in memory must not be asked to load it.
-        let is_there = self.settings.start.take_fresh() && app.starts_loaded();
-        let Some(action) = app.load(model).filter(|_| !is_there) else { return Ok(None) };
-        let read = |step, answer: &AppAnswer| app.read_load_step(model, step, answer);
-        self.perform(&action, read).await?;
+        let load = async {
+            if self.settings.app.starts_loaded() {
+                self.load_recorded(model).await
+            } else {
+                self.load_listed(model, deadline).await
+            }
+        };
+        let loaded = timeout_at(deadline, load).await;
+        loaded.unwrap_or(Err(ActionError::LoadTimedOut { seconds: limit.as_secs() }))
+    }
 
-        self.wait_for_list(model, deadline, |listed| match &listed.presence {
-            ModelPresence::Loaded => Some(Ok(listed.instance.clone())),
+    async fn load_listed(&self, model: &str, deadline: Instant) -> Result<LoadedInApp, ActionError> {
+        let (app, runs) = (&self.settings.app, &self.settings.runs);
+        let run_before = runs.current().number;
+        if let Some(there) = self.find_loaded(model, run_before).await {
+            return Ok(there);
+        }
+
+        if let Some(action) = app.load(model) {
+            let read = |step, answer: &AppAnswer| app.read_load_step(model, step, answer);
+            self.perform(&action, read).await?;
+        }
+        let listed = self.wait_until_loaded(model, deadline).await?;
+
+        // Without a list nothing says in which run the model was loaded.
+        let loaded = listed.unwrap_or(LoadedInApp { run: run_before, instance: None, was_there: false });
+        if loaded.run == runs.current().number { Ok(loaded) } else { Err(ActionError::Restarted) }
+    }
+
+    /// The model, if the app lists it as loaded: Triton would load it a second time, and hold it twice for a moment.
+    async fn find_loaded(&self, model: &str, run: RunNumber) -> Option<LoadedInApp> {
+        let names = [model.to_owned()];
+        let listed = list_models(&self.settings.app, &self.settings.upstream, &names).await.ok()??;
+        let entry = find_listed(&listed, model);
+
+        let is_there = entry.presence == ModelPresence::Loaded && self.settings.runs.current().number == run;
+        is_there.then_some(LoadedInApp { run, instance: entry.instance, was_there: true })
+    }
+
+    /// Waits until the app lists the model as loaded; `None`: the app has no list.
+    async fn wait_until_loaded(&self, model: &str, deadline: Instant) -> Result<Option<LoadedInApp>, ActionError> {
+        self.wait_for_list(model, deadline, |run, listed| match &listed.presence {
+            ModelPresence::Loaded => Some(Ok(LoadedInApp { run, instance: listed.instance.clone(), was_there: false })),
             ModelPresence::Failed { cause } => {
                 Some(Err(ActionError::Failed { cause: cause.clone(), out_of_memory: false }))
             }
             ModelPresence::Away | ModelPresence::Loading | ModelPresence::Unloading => None,
         })
         .await
-        .unwrap_or_else(|| {
-            let seconds = self.settings.timeouts.load.as_secs();
-            let cause = format!("the app does not list the model as loaded after {seconds} s");
-            Err(ActionError::Failed { cause, out_of_memory: false })
-        })
+        .unwrap_or_else(|| Err(ActionError::LoadTimedOut { seconds: self.settings.timeouts.load.as_secs() }))
     }
 
     /// Sends the steps of an unload, and waits until the app lists the model no more.
     pub(super) async fn unload_model(&self, model: &str) -> Result<(), ActionError> {
         let app = &self.settings.app;
+        if app.starts_loaded() {
+            return self.unload_recorded(model).await;
+        }
         let deadline = Instant::now() + self.settings.timeouts.unload;
 
         let listed = list_models(app, &self.settings.upstream, &[model.to_owned()]).await.ok().flatten();
@@ -152,8 +205,8 @@ impl RunnersShared {
         self.confirm_unload(model, deadline).await?;
 
         // An instance that was killed at its end may be listed as failed: it is gone all the same.
-        self.wait_for_list(model, deadline, |listed| match listed.presence {
-            ModelPresence::Away | ModelPresence::Failed { .. } => Some(Ok(None)),
+        self.wait_for_list(model, deadline, |_, listed| match listed.presence {
+            ModelPresence::Away | ModelPresence::Failed { .. } => Some(Ok(())),
             ModelPresence::Loaded | ModelPresence::Loading | ModelPresence::Unloading => None,
         })
         .await
@@ -162,7 +215,7 @@ impl RunnersShared {
     }
 
     /// Asks an app without a list whether its unload is complete, where it says that otherwise.
-    async fn confirm_unload(&self, model: &str, deadline: Instant) -> Result<(), ActionError> {
+    pub(super) async fn confirm_unload(&self, model: &str, deadline: Instant) -> Result<(), ActionError> {
         let Some(request) = self.settings.app.confirm_unload(model) else { return Ok(()) };
 
         let confirmed = poll_until(deadline, || async {
@@ -197,28 +250,35 @@ impl RunnersShared {
             }
         }
 
+        self.send_always(action).await;
+        result
+    }
+
+    /// Sends what follows the steps, however they ended.
+    pub(super) async fn send_always(&self, action: &AppAction) {
         for request in &action.always {
             if let Err(error) = self.settings.upstream.call(request).await {
                 tracing::warn!(path = request.path, error = hush_log::explain(&error), "the app did not answer");
             }
         }
-        result
     }
 
-    /// Looks at the app's list until `judge` has a verdict; `None`: the time is over. An app without a list has done what
-    /// its answer says.
-    async fn wait_for_list(
+    /// Looks at the app's list until `judge` has a verdict on what one run of the app said; `None`: the time is over. An
+    /// app without a list, for which the verdict is `None`, has done what its answer says.
+    async fn wait_for_list<T>(
         &self,
         model: &str,
         deadline: Instant,
-        judge: impl Fn(&ListedModel) -> Option<Result<Option<String>, ActionError>>,
-    ) -> Option<Result<Option<String>, ActionError>> {
+        judge: impl Fn(RunNumber, &ListedModel) -> Option<Result<T, ActionError>>,
+    ) -> Option<Result<Option<T>, ActionError>> {
         let names = [model.to_owned()];
 
         poll_until(deadline, || async {
+            let run = self.settings.runs.current().number;
             match list_models(&self.settings.app, &self.settings.upstream, &names).await {
                 Ok(None) => Some(Ok(None)),
-                Ok(Some(models)) => judge(&find_listed(&models, model)),
+                Ok(Some(_)) if run != self.settings.runs.current().number => None,
+                Ok(Some(models)) => judge(run, &find_listed(&models, model)).map(|verdict| verdict.map(Some)),
                 Err(ListError::Upstream(error @ UpstreamError::Refused { .. })) => Some(Err(error.into())),
                 // The app may be too busy to answer while a model comes or goes.
                 Err(error) => {
@@ -261,12 +321,17 @@ pub(super) async fn app_work(app: &App, upstream: &Upstream, model: &str) -> Res
     Ok(app.read_busy(model, &answer)?)
 }
 
-fn step_result(outcome: ActionStepOutcome) -> Result<(), ActionError> {
+pub(super) fn step_result(outcome: ActionStepOutcome) -> Result<(), ActionError> {
     match outcome {
         ActionStepOutcome::Done => Ok(()),
         ActionStepOutcome::Busy { cause } => Err(ActionError::Busy(cause)),
         ActionStepOutcome::Failed { cause, out_of_memory } => Err(ActionError::Failed { cause, out_of_memory }),
     }
+}
+
+/// The loss of a runner whose app has not loaded the model in time.
+pub(super) fn load_timed_out(error: &ActionError) -> RunnerLoss {
+    RunnerLoss { cause: hush_residency::LossCause::LoadTimeout, detail: error.to_string() }
 }
 
 /// The loss of a runner whose app does not run any more.

@@ -1,19 +1,24 @@
 //! A connection to the app on which nothing is sent. Its end tells at once that the app may have ended, where the next look
 //! at the app would come late: an app that is started again at once would have lost its models unnoticed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::process::listening_sockets;
+use super::app_runs::AppRuns;
 use crate::upstream::Upstream;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Apps close a silent connection after seconds. One that closes it sooner is not asked again at once.
+/// Apps close a silent connection after seconds.
 const SHORTEST_LIFE: Duration = Duration::from_millis(500);
+
+/// The pauses before a connection that was closed sooner is looked at again. They begin short, because a process that is
+/// killed still accepts connections for a moment after it has closed the others.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The pause between two attempts while the app does not accept connections.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,75 +34,82 @@ pub(super) enum PresenceChange {
     Restarted,
 }
 
+/// Keeps [`AppRuns`] up to date.
 pub(super) struct AppPresence {
     host: String,
     port: u16,
-    connection: Option<TcpStream>,
+    runs: AppRuns,
+    connection: Option<Arc<TcpStream>>,
     opened: Instant,
-    /// The app's listening sockets; none where they are not visible from here.
-    listeners: Vec<u64>,
+    /// Before the next look at a connection that is closed at once.
+    pause: Duration,
 }
 
 impl AppPresence {
-    pub(super) fn new(upstream: &Upstream) -> Self {
+    pub(super) fn new(upstream: &Upstream, runs: AppRuns) -> Self {
         let settings = upstream.settings();
 
         Self {
             host: settings.host.clone(),
             port: settings.port,
+            runs,
             connection: None,
             opened: Instant::now(),
-            listeners: Vec::new(),
+            pause: FIRST_PAUSE,
         }
     }
 
-    /// Returns when the app has ended, or is there again. Cancel safe.
+    /// Returns when the app has ended, or is there again. Must not be cancelled.
     pub(super) async fn changed(&mut self) -> PresenceChange {
-        let Some(connection) = &mut self.connection else {
+        let Some(connection) = self.connection.take() else {
             loop {
-                sleep(RECONNECT_PAUSE).await;
-                if self.connect().await {
-                    // That the app was away is known.
-                    self.is_another_listener().await;
-                    return PresenceChange::Back;
+                if let Some(change) = self.connect().await {
+                    return change;
                 }
+                self.runs.note_absence();
+                sleep(RECONNECT_PAUSE).await;
             }
         };
 
-        // Nothing was asked, so that whatever comes is an end: an error of the app, or the end itself.
-        let _ = connection.read(&mut [0; 256]).await;
+        wait_for_end(&connection).await;
+        tracing::debug!("the app has closed the silent connection");
         let closed_at_once = self.opened.elapsed() < SHORTEST_LIFE;
-        self.connection = None;
 
-        if !self.connect().await {
+        let run = self.runs.current();
+        let Some(change) = self.connect().await else {
+            self.runs.end(run.number);
             return PresenceChange::Gone;
-        }
-        if self.is_another_listener().await {
-            return PresenceChange::Restarted;
-        }
+        };
         if closed_at_once {
-            sleep(SHORTEST_LIFE).await;
+            sleep(self.pause).await;
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        } else {
+            self.pause = FIRST_PAUSE;
         }
-        PresenceChange::Back
+        change
     }
 
-    async fn connect(&mut self) -> bool {
+    /// `None`: the app does not accept connections.
+    async fn connect(&mut self) -> Option<PresenceChange> {
         let connecting = TcpStream::connect((self.host.as_str(), self.port));
-        self.connection = timeout(CONNECT_TIMEOUT, connecting).await.ok().and_then(Result::ok);
+        let connection = Arc::new(timeout(CONNECT_TIMEOUT, connecting).await.ok()?.ok()?);
         self.opened = Instant::now();
-        self.connection.is_some()
+        self.connection = Some(Arc::clone(&connection));
+
+        let is_other = self.runs.note_connection(connection).await;
+        Some(if is_other { PresenceChange::Restarted } else { PresenceChange::Back })
     }
+}
 
-    /// Whether another program listens than before.
-    async fn is_another_listener(&mut self) -> bool {
-        let port = self.port;
-        let found = tokio::task::spawn_blocking(move || listening_sockets(port)).await;
-        let Ok(Ok(found)) = found else { return false };
-        if found.is_empty() {
-            return false;
+/// Nothing was asked, so that whatever comes is an end: an error of the app, or the end itself.
+async fn wait_for_end(connection: &TcpStream) {
+    loop {
+        if connection.readable().await.is_err() {
+            return;
         }
-
-        let before = std::mem::replace(&mut self.listeners, found);
-        !before.is_empty() && !before.iter().any(|socket| self.listeners.contains(socket))
+        match connection.try_read(&mut [0; 256]) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Ok(_) | Err(_) => return,
+        }
     }
 }

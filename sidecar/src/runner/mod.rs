@@ -10,10 +10,14 @@ mod api_runner;
 mod app_calls;
 mod app_metrics;
 mod app_presence;
+mod app_runs;
 mod app_users;
 mod observation;
 mod port_check;
+mod presence_record;
 mod process_end;
+mod recorded_calls;
+mod state_file;
 mod watch;
 
 use std::io;
@@ -33,7 +37,10 @@ use crate::upstream::Upstream;
 
 pub use api_runner::ApiRunner;
 pub use app_metrics::{AppMetricSources, AppMetrics};
+pub use app_runs::AppRuns;
 pub use observation::AppObservation;
+pub use presence_record::PresenceRecord;
+pub use state_file::{AppLock, StateFile, boot_id, find_state_folder};
 pub use watch::{AppWatch, WatchSettings};
 
 /// How the app is asked, and for how long.
@@ -53,7 +60,9 @@ pub struct RunnersSettings {
     pub observations: watch_channel::Receiver<AppObservation>,
     pub status: watch_channel::Receiver<AppStatus>,
     pub detach: DetachFlag,
-    pub start: AppStart,
+    pub runs: AppRuns,
+    /// For an app that does not tell what it has in memory, and would end if it was asked for what it has done already.
+    pub record: PresenceRecord,
     /// When the app last sent something through the proxy.
     pub activity: AppActivity,
     /// The processes of the app that cannot be killed.
@@ -76,32 +85,6 @@ impl DetachFlag {
 
     fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
-    }
-}
-
-/// Whether the app has started and neither loaded nor unloaded anything since, as far as the sidecar knows. Cheap to clone;
-/// clones are the same.
-#[derive(Clone, Debug)]
-pub struct AppStart(Arc<AtomicBool>);
-
-impl Default for AppStart {
-    fn default() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
-    }
-}
-
-impl AppStart {
-    fn set_fresh(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    fn is_fresh(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-
-    /// Returns whether it was fresh.
-    fn take_fresh(&self) -> bool {
-        self.0.swap(false, Ordering::AcqRel)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use tokio::time::Instant;
 
+use super::app_runs::RunNumber;
 use crate::app::{ListedModel, ModelPresence};
 
 /// What the app said when it was last asked.
@@ -9,6 +10,8 @@ use crate::app::{ListedModel, ModelPresence};
 pub struct AppObservation {
     /// When the question was sent: the answer contains everything that happened before.
     pub asked: Instant,
+    /// The run of the app that has answered.
+    pub run: RunNumber,
     pub content: ObservedContent,
 }
 
@@ -25,7 +28,7 @@ pub enum ObservedContent {
 
 impl AppObservation {
     pub fn unknown() -> Self {
-        Self { asked: Instant::now(), content: ObservedContent::Unknown }
+        Self { asked: Instant::now(), run: RunNumber::default(), content: ObservedContent::Unknown }
     }
 
     /// Whether this is the only model that the app has in memory.
@@ -40,9 +43,9 @@ impl AppObservation {
         held.all(|model| model.name == name)
     }
 
-    /// All that was in memory is gone: the app's process has ended.
-    pub fn down() -> Self {
-        Self { asked: Instant::now(), content: ObservedContent::Down }
+    /// All that was in memory is gone: the app's process has ended. `run`: the next one.
+    pub fn down(run: RunNumber) -> Self {
+        Self { asked: Instant::now(), run, content: ObservedContent::Down }
     }
 
     /// The entry of a model. `None`: nothing is known. A model that is not listed is away.

@@ -29,3 +29,25 @@ fn own_address() -> Option<IpAddr> {
 
     Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback() && !address.is_unspecified())
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_app_that_listens_everywhere_is_exposed_and_one_on_the_loopback_is_not() {
+        // A machine without any other address cannot be reached from elsewhere.
+        if own_address().is_none() {
+            return;
+        }
+
+        for (address, expected) in [("0.0.0.0:0", true), ("127.0.0.1:0", false)] {
+            let listener = TcpListener::bind(address).await.unwrap();
+            let upstream = UpstreamSettings::new("127.0.0.1", listener.local_addr().unwrap().port());
+            assert_eq!(is_port_exposed(&upstream).await, Some(expected), "{address}");
+        }
+        assert_eq!(is_port_exposed(&UpstreamSettings::new("app.example.org", 80)).await, None);
+    }
+}

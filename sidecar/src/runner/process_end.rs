@@ -7,9 +7,10 @@ use hush_contract::admin::{ProcessOutcome, UnloadMethod};
 use tokio::time::{Duration, timeout};
 
 use super::RunnersShared;
-use super::app_calls::{ActionError, list_models};
+use super::app_calls::{ActionError, LoadedInApp, list_models};
 use super::app_users::{AppUsers, StopPlan};
 use crate::app::ModelPresence;
+use crate::process::AppControl;
 use crate::status::AppStatus;
 
 /// How long a load waits until the watch has seen that an app which has just become ready answers.
@@ -17,7 +18,7 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a load has brought into memory.
 pub(super) struct LoadedContent {
-    pub(super) instance: Option<String>,
+    pub(super) loaded: LoadedInApp,
     /// The app was started for it.
     pub(super) was_started: bool,
 }
@@ -41,9 +42,12 @@ impl RunnersShared {
             return Ok(false);
         }
 
-        self.settings.start.set_fresh();
-        let mut status = self.settings.status.clone();
-        let answers = status.wait_for(|status| !matches!(status, AppStatus::Stopped | AppStatus::Unreachable { .. }));
+        let (mut status, mut run) = (self.settings.status.clone(), self.settings.runs.follow());
+        let answers = async {
+            let _ = run.wait_for(|run| run.is_up).await;
+            let _ =
+                status.wait_for(|status| !matches!(status, AppStatus::Stopped | AppStatus::Unreachable { .. })).await;
+        };
         // The load itself shows what an app that is late can do.
         let _ = timeout(IDENTIFY_TIMEOUT, answers).await;
         Ok(true)
@@ -52,24 +56,11 @@ impl RunnersShared {
     /// Has the model in memory, and the app before it. The caller holds the turn.
     pub(super) async fn bring_in(&self, model: &str) -> Result<LoadedContent, ActionError> {
         let was_started = self.start_process(model).await?;
-        if was_started && let Some(instance) = self.instance_from_start(model).await {
-            return Ok(LoadedContent { instance, was_started });
-        }
-
         let loaded = self.load_model(model).await;
         if was_started && loaded.is_err() {
             self.users().wish_end(model);
         }
-        loaded.map(|instance| LoadedContent { instance, was_started })
-    }
-
-    /// The instance of a model that an app which has just started has in memory already, as one that loads it at its start.
-    async fn instance_from_start(&self, model: &str) -> Option<Option<String>> {
-        let names = [model.to_owned()];
-        let listed = list_models(&self.settings.app, &self.settings.upstream, &names).await.ok().flatten()?;
-        let found = listed.into_iter().find(|listed| listed.name == model)?;
-
-        (found.presence == ModelPresence::Loaded).then_some(found.instance)
+        loaded.map(|loaded| LoadedContent { loaded, was_started })
     }
 
     /// How the model leaves now.
@@ -101,9 +92,16 @@ impl RunnersShared {
             return ProcessOutcome::KeptForOthers;
         }
 
-        control.end().await;
-        self.users().ended();
+        self.end_process(control).await;
         ProcessOutcome::Ended
+    }
+
+    async fn end_process(&self, control: &AppControl) {
+        control.end().await;
+
+        // What the next process loads is not taken for what this one had.
+        self.settings.runs.end(self.settings.runs.current().number);
+        self.users().ended();
     }
 
     /// Ends the process if no model is in it.
@@ -114,8 +112,7 @@ impl RunnersShared {
             return;
         }
 
-        control.end().await;
-        self.users().ended();
+        self.end_process(control).await;
     }
 
     /// The model is out of memory. Ends the process where an earlier unload has asked for that.

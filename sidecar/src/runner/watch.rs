@@ -2,20 +2,24 @@
 //! through the proxy.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hush_contract::ModelState;
 use hush_residency::{ModelHandle, ModelLease, Models};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::app_calls::{app_work, observe};
 use super::app_presence::{AppPresence, PresenceChange};
 use super::observation::{AppObservation, ObservedContent};
 use super::port_check::is_port_exposed;
-use super::{AppMetrics, AppStart, ModelMode, SidecarRunners};
+use super::presence_record::PresenceRecord;
+use super::recorded_calls::check_assumption;
+use super::state_file::{AppLock, AppLockError};
+use super::{AppMetrics, AppRuns, ModelMode, SidecarRunners};
 use crate::app::{App, AppAnswer, ModelPresence};
 use crate::process::AppControl;
 use crate::status::AppStatus;
@@ -23,6 +27,9 @@ use crate::upstream::{Upstream, UpstreamError};
 
 /// How often an app is asked again who it is, while it is known.
 const IDENTIFY_EVERY: Duration = Duration::from_secs(30);
+
+/// How long the connection that tells of the app's run may be later than the app's first answer.
+const RUN_TIMEOUT: Duration = Duration::from_secs(1);
 
 const NOT_ASKED: &str = "it has not been asked yet";
 const NOT_ACCEPTING: &str = "it does not accept connections";
@@ -34,6 +41,8 @@ pub struct WatchSettings {
     pub interval: Duration,
     /// How models are loaded and unloaded.
     pub mode: ModelMode,
+    /// Where the right to govern the app is taken; `None`: nowhere, and two sidecars may govern it.
+    pub lock_folder: Option<PathBuf>,
     /// The app that the sidecar ends and starts between its loads.
     pub control: Option<AppControl>,
 }
@@ -44,14 +53,23 @@ pub struct AppWatch {
     upstream: Upstream,
     settings: WatchSettings,
     metrics: AppMetrics,
-    start: AppStart,
+    runs: AppRuns,
+    record: PresenceRecord,
+    lock: Mutex<Option<AppLock>>,
     presence_changed: Notify,
     status: watch::Sender<AppStatus>,
     observation: watch::Sender<AppObservation>,
 }
 
 impl AppWatch {
-    pub fn new(app: Arc<App>, upstream: Upstream, settings: WatchSettings, metrics: AppMetrics) -> Self {
+    pub fn new(
+        app: Arc<App>,
+        upstream: Upstream,
+        settings: WatchSettings,
+        metrics: AppMetrics,
+        runs: AppRuns,
+        record: PresenceRecord,
+    ) -> Self {
         let (status, observation) =
             (watch::Sender::new(not_asked_yet()), watch::Sender::new(AppObservation::unknown()));
 
@@ -60,15 +78,13 @@ impl AppWatch {
             upstream,
             settings,
             metrics,
-            start: AppStart::default(),
+            runs,
+            record,
+            lock: Mutex::default(),
             presence_changed: Notify::new(),
             status,
             observation,
         }
-    }
-
-    pub fn start(&self) -> AppStart {
-        self.start.clone()
     }
 
     pub fn status(&self) -> watch::Receiver<AppStatus> {
@@ -104,12 +120,12 @@ impl AppWatch {
             } else {
                 let is_due = identified.is_none_or(|at| at.elapsed() >= IDENTIFY_EVERY);
                 if is_due || !matches!(&*watch.status.borrow(), AppStatus::Running { .. }) {
-                    watch.identify().await;
+                    watch.identify(&handles).await;
                     identified = Some(Instant::now());
                     watch.check_port().await;
                 }
                 watch.watch_list(&handles, &names).await;
-                watch.watch_start(&handles);
+                watch.watch_start(&handles).await;
             }
 
             watch.watch_work(&handles, &names, &mut occupied).await;
@@ -135,7 +151,7 @@ impl AppWatch {
         self.observation.send_if_modified(|observation| {
             let is_news = observation.content != ObservedContent::Down;
             if is_news {
-                *observation = AppObservation::down();
+                *observation = AppObservation::down(self.runs.current().number);
             }
             is_news
         });
@@ -149,7 +165,7 @@ impl AppWatch {
         }
     }
 
-    async fn identify(&self) {
+    async fn identify(&self, handles: &[ModelHandle<SidecarRunners>]) {
         let mut answers: Vec<AppAnswer> = Vec::new();
         for request in self.app.identify() {
             match self.upstream.call(&request).await {
@@ -161,13 +177,64 @@ impl AppWatch {
             }
         }
 
+        if self.app.starts_loaded() {
+            self.wait_for_run().await;
+            self.check_assumption().await;
+        }
         self.publish_status(match self.app.read_identity(&answers) {
-            Ok(identity) => {
-                self.log_warnings(&identity.warnings);
-                AppStatus::Running { version: identity.version }
-            }
+            Ok(identity) => match self.obstacle() {
+                Some(cause) => AppStatus::Unsuitable { cause },
+                None => {
+                    // Whoever sees the app as ready sees its model too.
+                    self.adopt_from_start(handles);
+                    self.log_warnings(&identity.warnings);
+                    AppStatus::Running { version: identity.version }
+                }
+            },
             Err(unsuitable) => AppStatus::Unsuitable { cause: unsuitable.to_string() },
         });
+    }
+
+    /// Waits until the run that has answered is known, so that the record is one of this run.
+    async fn wait_for_run(&self) {
+        let mut run = self.runs.follow();
+
+        // An app that has ended since is seen by the next look.
+        let _ = timeout(RUN_TIMEOUT, run.wait_for(|run| run.is_up)).await;
+    }
+
+    async fn check_assumption(&self) {
+        if let Err(error) = check_assumption(&self.app, &self.upstream, &self.record).await {
+            tracing::debug!(error = hush_log::explain(&error), "whether the app is loaded is not known");
+        }
+    }
+
+    /// Why the app is left alone although it is the right one.
+    fn obstacle(&self) -> Option<String> {
+        self.take_lock().err().map(|error| error.to_string()).or_else(|| self.presence_doubt())
+    }
+
+    /// Takes the right to govern the app, so that two sidecars do not fight over it.
+    fn take_lock(&self) -> Result<(), AppLockError> {
+        let Some(folder) = &self.settings.lock_folder else { return Ok(()) };
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock.is_some() {
+            return Ok(());
+        }
+
+        match AppLock::take(folder, self.upstream.authority()) {
+            Ok(taken) => *lock = Some(taken),
+            Err(error @ AppLockError::Taken { .. }) => return Err(error),
+            Err(error @ AppLockError::Unusable { .. }) => {
+                tracing::debug!(error = hush_log::explain(&error), "a second sidecar would not be noticed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Why it is not known whether the app has its model in memory, where only the sidecar's own record tells.
+    fn presence_doubt(&self) -> Option<String> {
+        self.record.doubt().filter(|_| self.app.starts_loaded())
     }
 
     /// Logs what should be set otherwise, once while the app runs.
@@ -227,9 +294,14 @@ impl AppWatch {
         let before: BTreeMap<&str, (ModelState, u64)> = handles.iter().map(away_facts).collect();
         let app_names: Vec<String> = names.values().cloned().collect();
 
-        let observation = observe(&self.app, &self.upstream, &app_names).await;
+        let run = self.runs.current().number;
+        let observation = observe(&self.app, &self.upstream, &app_names, run).await;
         if observation.content == ObservedContent::Down {
+            self.runs.end(run);
             self.publish_unreachable(NOT_ACCEPTING.to_owned());
+        } else if self.runs.current().number != run {
+            // Nothing is known of the run that is there now.
+            return;
         }
         self.observation.send_replace(observation.clone());
 
@@ -255,15 +327,14 @@ impl AppWatch {
 
     /// Publishes at once that the app has ended, so that no request goes to an app that has lost its models.
     async fn watch_presence(self: Arc<Self>) {
-        let mut presence = AppPresence::new(&self.upstream);
+        let mut presence = AppPresence::new(&self.upstream, self.runs.clone());
 
         loop {
             let change = presence.changed().await;
             let has_ended = matches!(change, PresenceChange::Gone | PresenceChange::Restarted);
 
             if has_ended && matches!(self.settings.mode, ModelMode::Api) {
-                self.start.set_fresh();
-                self.observation.send_replace(AppObservation::down());
+                self.observation.send_replace(AppObservation::down(self.runs.current().number));
             }
             if change == PresenceChange::Gone && matches!(self.settings.mode, ModelMode::Api) {
                 self.publish_unreachable(NOT_ACCEPTING.to_owned());
@@ -273,14 +344,31 @@ impl AppWatch {
     }
 
     /// An app without a list that has its model in memory from its start on has it whenever it comes.
-    fn watch_start(&self, handles: &[ModelHandle<SidecarRunners>]) {
-        let is_running = matches!(&*self.status.borrow(), AppStatus::Running { .. });
+    async fn watch_start(&self, handles: &[ModelHandle<SidecarRunners>]) {
+        if !self.app.starts_loaded() || !matches!(&*self.status.borrow(), AppStatus::Running { .. }) {
+            return;
+        }
+        self.check_assumption().await;
+        if let Some(cause) = self.presence_doubt() {
+            self.publish_status(AppStatus::Unsuitable { cause });
+            return;
+        }
 
-        if is_running && self.app.starts_loaded() && self.start.is_fresh() {
+        self.adopt_from_start(handles);
+    }
+
+    /// An unload changes the record before its runner ends, and waits for this: the model is told to be here while its life
+    /// cannot have gone past the unload.
+    fn adopt_from_start(&self, handles: &[ModelHandle<SidecarRunners>]) {
+        if !self.app.starts_loaded() {
+            return;
+        }
+
+        self.record.if_loaded(|_| {
             for handle in handles {
                 handle.appeared();
             }
-        }
+        });
     }
 
     /// Holds a lease for each model whose app has work although no request of the proxy is at it.

@@ -12,4 +12,5 @@ mod hostile;
 mod lists;
 mod sockets;
 mod tls;
+mod visits;
 mod waiting;

@@ -18,7 +18,7 @@ pub use gguf::{TinyLlama, write_tiny_llama};
 pub use llama::{LlamaProcess, LlamaRouter};
 pub use ollama::OllamaServer;
 pub use real::{RealApp, find_real_app};
-pub use sidecar::{RunningSidecar, SidecarOptions};
+pub use sidecar::{ModelUnloader, RunningSidecar, SidecarOptions};
 pub use standin_app::StandInApp;
 pub use tested_app::{AppCall, LongCall, TestedApp};
 pub use triton::{TRITON_MODEL, TritonServer};

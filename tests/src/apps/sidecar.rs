@@ -27,6 +27,19 @@ pub struct SidecarOptions {
     pub gpus: Option<PathBuf>,
 }
 
+/// Sends the commands to unload one model.
+#[derive(Clone, Debug)]
+pub struct ModelUnloader {
+    ops: SocketAddr,
+    path: String,
+}
+
+impl ModelUnloader {
+    pub fn unload(&self, body: &Value) -> Result<Response> {
+        post(self.ops, &AppCall::json(&self.path, body), &[])
+    }
+}
+
 pub struct RunningSidecar {
     program: ChildProgram,
     pub api: SocketAddr,
@@ -45,7 +58,12 @@ impl RunningSidecar {
         let (api, ops) = (http::free_address()?, http::free_address()?);
         let mut command = Command::new(fixtures::sidecar()?);
         command.args(["--listen", &api.to_string(), "--ops-listen", &ops.to_string()]);
-        command.args(["--log-format", "json", "--poll-interval", "200ms"]).args(&options.args);
+        command
+            .args(["--log-format", "json", "--poll-interval", "200ms"])
+            .args(["--log-level", "info,hush_sidecar=debug"])
+            .args(&options.args);
+        // Beside the folder of the user's own sidecars. A sidecar that is started again finds what the one before has left.
+        command.env("XDG_STATE_HOME", std::env::temp_dir().join("hush-tests-state"));
         if let Some(script) = &options.gpus {
             command.arg("--nvml-lib").arg(hush_nvml::library()?);
             command.args(["--device", &format!("cuda:{}", gpus::UUID), "--sample-interval", "100ms"]);
@@ -124,8 +142,12 @@ impl RunningSidecar {
 
     /// The same for another model than the one that the methods mean.
     pub fn unload_model(&self, model: &str, body: &Value) -> Result<Response> {
-        let path = hush_contract::admin::unload_path(model);
-        post(self.ops, &AppCall::json(&path, body), &[])
+        ModelUnloader { ops: self.ops, path: hush_contract::admin::unload_path(model) }.unload(body)
+    }
+
+    /// For another thread.
+    pub fn unloader(&self) -> ModelUnloader {
+        ModelUnloader { ops: self.ops, path: hush_contract::admin::unload_path(&self.model) }
     }
 
     /// Unloads the model, waits for requests in flight and says so if that is refused.

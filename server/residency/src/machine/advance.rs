@@ -38,7 +38,7 @@ impl ModelMachine {
         self.give_up_unload_if_due(now, effects);
         let ModelPhase::Draining(unload) = &self.phase else { return };
 
-        let is_drained = self.granted.is_empty();
+        let is_drained = self.is_drained();
         let may_ask = unload.retry_at.is_none_or(|retry_at| now >= retry_at);
         let is_over = now >= unload.until;
 
@@ -58,14 +58,16 @@ impl ModelMachine {
     /// From `Draining` back to `Ready`, where requests are still in flight and nothing could start them again.
     fn give_up_unload_if_due(&mut self, now: MachineTime, effects: &mut Vec<MachineEffect>) {
         let ModelPhase::Draining(unload) = &self.phase else { return };
-        let is_busy = !self.granted.is_empty() || unload.retry_at.is_some();
+        let is_busy = !self.is_drained() || unload.retry_at.is_some();
         let may_give_up = self.settings.drain_end == DrainEnd::GiveUp && self.shutdown.is_none();
         if !is_busy || !may_give_up || now < unload.until {
             return;
         }
 
         let command = unload.command;
-        let idle_since = self.granted.is_empty().then_some(now);
+        // A visit alone is no activity.
+        let idle_since = unload.idle_since.filter(|_| unload.retry_at.is_none()).unwrap_or(now);
+        let idle_since = self.granted.is_empty().then_some(idle_since);
         self.phase = ModelPhase::Ready { idle_since, asked_for: false };
         self.is_parked = false;
 
@@ -195,6 +197,9 @@ impl ModelMachine {
 
     fn begin_unload_if_due(&mut self, now: MachineTime) {
         let ModelPhase::Ready { idle_since: Some(since), asked_for } = self.phase else { return };
+        if !self.visits.is_empty() {
+            return;
+        }
 
         let reason = match self.settings.residency {
             ResidencyRule::OnDemand if !asked_for => UnloadReason::OnDemand,

@@ -52,6 +52,7 @@ impl ModelMachine {
             MachineEvent::ProcessKept { generation, outcome } => self.process_kept(generation, outcome),
             MachineEvent::Appeared => self.appeared(now, effects),
             MachineEvent::Occupy { lease } => self.occupy(now, lease, effects),
+            MachineEvent::Visit { lease } => self.visit(lease, effects),
             MachineEvent::LeftByItself { generation } => self.left_by_itself(now, generation, effects),
             MachineEvent::Exited { generation } => self.exited(now, generation, effects),
             MachineEvent::ChangeSettings { lifecycle } => self.change_settings(lifecycle),
@@ -129,6 +130,7 @@ impl ModelMachine {
 
     fn end(&mut self, now: MachineTime, lease: LeaseId) {
         self.queue.retain(|request| request.lease != lease);
+        self.visits.remove(&lease);
         let Some(since) = self.granted.remove(&lease) else { return };
 
         let took = now.since(since);
@@ -206,6 +208,7 @@ impl ModelMachine {
 
         effects.push(MachineEffect::ReplyUnload { command, result: Ok(()) });
         self.is_parked = unload.hold.is_none();
+        let idle_since = self.idle_since();
         self.phase = ModelPhase::Draining(PendingUnload {
             reason: unload.reason,
             command: Some(command),
@@ -214,6 +217,7 @@ impl ModelMachine {
             since: now,
             until: now + unload.drain.unwrap_or(self.settings.drain),
             retry_at: None,
+            idle_since,
             process: ProcessOutcome::Ended,
         });
     }
@@ -438,7 +442,7 @@ impl ModelMachine {
     fn occupy(&mut self, now: MachineTime, lease: LeaseId, effects: &mut Vec<MachineEffect>) {
         match &mut self.phase {
             ModelPhase::Ready { idle_since, .. } => *idle_since = None,
-            ModelPhase::Draining(_) => {}
+            ModelPhase::Draining(unload) => unload.idle_since = None,
             _ => {
                 effects.push(MachineEffect::Refuse { lease, refusal: ModelRefusal::NotLoaded });
                 return;
@@ -446,6 +450,17 @@ impl ModelMachine {
         }
 
         self.granted.insert(lease, now);
+        effects.push(MachineEffect::Grant { lease, generation: self.generation });
+    }
+
+    /// Grants a visit to a model that is in memory and is to stay there.
+    fn visit(&mut self, lease: LeaseId, effects: &mut Vec<MachineEffect>) {
+        if !self.is_ready() {
+            effects.push(MachineEffect::Refuse { lease, refusal: ModelRefusal::NotLoaded });
+            return;
+        }
+
+        self.visits.insert(lease);
         effects.push(MachineEffect::Grant { lease, generation: self.generation });
     }
 

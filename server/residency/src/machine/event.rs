@@ -93,6 +93,11 @@ pub enum MachineEvent {
     Occupy {
         lease: LeaseId,
     },
+    /// A request that uses nothing of the model, but must find it in memory: it is no activity, waits for nothing and loads
+    /// nothing. The model is not unloaded before it has ended.
+    Visit {
+        lease: LeaseId,
+    },
     /// The runner has unloaded the model by itself. [`MachineEvent::Exited`] follows when its memory may be back.
     LeftByItself {
         generation: u64,

@@ -16,7 +16,7 @@ mod report;
 mod settings;
 mod time;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use hush_contract::admin::{ProcessOutcome, UnloadMethod};
@@ -45,6 +45,8 @@ pub struct ModelMachine {
     generation: u64,
     /// The requests that hold the model, and when each got it.
     granted: BTreeMap<LeaseId, MachineTime>,
+    /// Requests that must find the model in memory and are no activity.
+    visits: BTreeSet<LeaseId>,
     queue: VecDeque<QueuedRequest>,
     /// Load commands without an answer.
     load_commands: Vec<CommandId>,
@@ -110,6 +112,8 @@ struct PendingUnload {
     until: MachineTime,
     /// The runner has refused to end; it is asked again at this time.
     retry_at: Option<MachineTime>,
+    /// Since when the model was idle, when the unload began.
+    idle_since: Option<MachineTime>,
     /// What becomes of the process that holds the model.
     process: ProcessOutcome,
 }
@@ -118,7 +122,7 @@ impl PendingUnload {
     const fn new(reason: UnloadReason, method: UnloadMethod, since: MachineTime, until: MachineTime) -> Self {
         let process = ProcessOutcome::Ended;
 
-        Self { reason, command: None, hold: None, method, since, until, retry_at: None, process }
+        Self { reason, command: None, hold: None, method, since, until, retry_at: None, idle_since: None, process }
     }
 }
 
@@ -169,6 +173,7 @@ impl ModelMachine {
             phase: ModelPhase::Unloaded,
             generation: 0,
             granted: BTreeMap::new(),
+            visits: BTreeSet::new(),
             queue: VecDeque::new(),
             load_commands: Vec::new(),
             failed_load: None,
@@ -205,12 +210,15 @@ impl ModelMachine {
                 let rest_ends = if self.is_asked_for() { None } else { self.rest_until };
                 [self.hold_until, backoff_ends, rest_ends].into_iter().flatten().max()
             }
-            ModelPhase::Ready { idle_since: Some(since), .. } => match self.settings.residency {
-                ResidencyRule::Idle(Some(timeout)) => Some(*since + timeout),
-                _ => None,
-            },
+            // The end of a visit is an event.
+            ModelPhase::Ready { idle_since: Some(since), .. } if self.visits.is_empty() => {
+                match self.settings.residency {
+                    ResidencyRule::Idle(Some(timeout)) => Some(*since + timeout),
+                    _ => None,
+                }
+            }
             ModelPhase::Draining(unload) => match unload.retry_at {
-                Some(retry_at) if self.granted.is_empty() => Some(retry_at.min(unload.until)),
+                Some(retry_at) if self.is_drained() => Some(retry_at.min(unload.until)),
                 _ => Some(unload.until),
             },
             _ => None,
@@ -281,9 +289,15 @@ impl ModelMachine {
         self.failed_load.as_ref().map(|failed| (failed.cause.as_str(), failed.until))
     }
 
-    /// Ends every lease.
+    /// Whether no request holds the model and none must find it in memory.
+    fn is_drained(&self) -> bool {
+        self.granted.is_empty() && self.visits.is_empty()
+    }
+
+    /// Ends every lease and every visit.
     fn revoke_leases(&mut self, why: LeaseLossCause, effects: &mut Vec<MachineEffect>) {
-        for lease in std::mem::take(&mut self.granted).into_keys() {
+        let visits = std::mem::take(&mut self.visits);
+        for lease in std::mem::take(&mut self.granted).into_keys().chain(visits) {
             effects.push(MachineEffect::Lost { lease, why: why.clone() });
         }
     }

@@ -44,6 +44,11 @@ pub(crate) enum ActorMessage<F: RunnerFactory> {
         lease: LeaseId,
         reply: oneshot::Sender<LeaseReply<F>>,
     },
+    /// A request that must find the model in memory, and is no activity.
+    Visit {
+        lease: LeaseId,
+        reply: oneshot::Sender<LeaseReply<F>>,
+    },
     End {
         lease: LeaseId,
     },
@@ -204,6 +209,10 @@ impl<F: RunnerFactory> ModelActor<F> {
             ActorMessage::Occupy { lease, reply } => {
                 self.waiting_leases.insert(lease, reply);
                 self.step(MachineEvent::Occupy { lease });
+            }
+            ActorMessage::Visit { lease, reply } => {
+                self.waiting_leases.insert(lease, reply);
+                self.step(MachineEvent::Visit { lease });
             }
             ActorMessage::Appeared => self.step(MachineEvent::Appeared),
             ActorMessage::End { lease } => {

@@ -54,6 +54,9 @@ pub enum MachineAction {
     Appear,
     /// Work that did not pass through here is seen.
     Occupy,
+    /// A request must find the model in memory, and is no activity.
+    Visit,
+    EndVisit(usize),
     /// The model is unloaded from elsewhere.
     LeaveByItself,
     /// The runner is reaped without an event before.
@@ -96,6 +99,12 @@ impl MachineWorld {
             MachineAction::RefuseStop => self.refuse_stop(),
             MachineAction::Appear => self.appear(),
             MachineAction::Occupy => self.occupy(),
+            MachineAction::Visit => self.visit(),
+            MachineAction::EndVisit(n) => {
+                if let Some(lease) = self.visits.iter().nth(n % self.visits.len().max(1)).copied() {
+                    self.end(lease);
+                }
+            }
             MachineAction::LeaveByItself => self.leave_by_itself(),
             MachineAction::ReapUnannounced => {
                 if self.runner.take().is_some() {
@@ -158,6 +167,10 @@ impl MachineWorld {
     }
 
     pub fn end(&mut self, lease: LeaseId) {
+        if self.visits.remove(&lease) {
+            self.step(MachineEvent::End { lease });
+            return;
+        }
         if self.leases.remove(&lease) == Some(LeasePhase::Holding) && self.holding() == 0 {
             self.idle_since = Some(self.now);
         }
@@ -199,6 +212,7 @@ impl MachineWorld {
         }
         if expected.is_ok() && self.runner.is_some() {
             self.begin_drain(drain.unwrap_or(DRAIN_MILLIS));
+            self.idle_at_unload = self.machine.idle_since().map(MachineTime::as_millis);
         }
         let effects = self.step(MachineEvent::Unload { command, unload });
 
@@ -332,6 +346,7 @@ impl MachineWorld {
         if self.machine.state() == ModelState::Ready {
             self.begin_drain(DRAIN_MILLIS);
             self.next_hold = None;
+            self.idle_at_unload = None;
         }
         let generation = self.generation;
         self.step(MachineEvent::OutOfMemory { generation });
@@ -361,6 +376,7 @@ impl MachineWorld {
         self.runner = Some(RunnerPhase::Loaded);
         self.was_asked_to_end = false;
         self.has_refused_to_end = true;
+        self.idle_at_unload = None;
         let generation = self.generation;
         self.step(MachineEvent::StopRefused { generation });
     }
@@ -387,9 +403,24 @@ impl MachineWorld {
         self.leases.insert(lease, LeasePhase::Waiting);
         self.occupying.insert(lease);
 
+        self.idle_at_unload = None;
         self.step(MachineEvent::Occupy { lease });
 
         assert_eq!(self.leases.contains_key(&lease), is_loaded, "{:?}", self.machine);
+    }
+
+    fn visit(&mut self) {
+        let lease = LeaseId(self.next_id());
+        let is_ready = self.machine.state() == ModelState::Ready;
+        self.visitors.insert(lease);
+        if is_ready {
+            self.visits.insert(lease);
+        }
+
+        let effects = self.step(MachineEvent::Visit { lease });
+
+        let is_granted = effects.iter().any(|effect| matches!(effect, MachineEffect::Grant { .. }));
+        assert_eq!(is_granted, is_ready, "{:?}", self.machine);
     }
 
     fn leave_by_itself(&mut self) {

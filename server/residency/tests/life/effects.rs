@@ -26,7 +26,7 @@ impl MachineWorld {
                 self.was_asked_to_end = matches!(effect, MachineEffect::StopRunner { .. });
                 assert_eq!(*generation, self.generation);
                 assert!(self.runner.is_some());
-                assert_eq!(self.holding(), 0, "stopped under a lease");
+                assert_eq!((self.holding(), self.visits.len()), (0, 0), "stopped under a lease or a visit");
                 self.runner = Some(RunnerPhase::Ending);
             }
             MachineEffect::Grant { lease, generation } => self.check_grant(*lease, *generation),
@@ -49,10 +49,11 @@ impl MachineWorld {
             MachineEffect::Count(MetricEvent::ColdStart(_) | MetricEvent::Loaded { .. }) => {
                 assert!(self.runner.is_some());
             }
-            // An unload that is given up although no request holds the model: the runner itself has work.
+            // An unload that is given up although no request holds the model: the runner itself has work, or a visit goes
+            // on, which is no activity.
             MachineEffect::Count(MetricEvent::UnloadRefused(UnloadRefusal::Busy)) => {
                 if self.holding() == 0 {
-                    self.idle_since = Some(self.now);
+                    self.idle_since = self.idle_at_unload.take().or(Some(self.now));
                 }
             }
             MachineEffect::EndUnusedProcess => assert_eq!(self.runner, None, "a model is in it"),
@@ -94,6 +95,10 @@ impl MachineWorld {
     fn check_grant(&mut self, lease: LeaseId, generation: u64) {
         assert_eq!(generation, self.generation);
         assert_eq!(self.runner, Some(RunnerPhase::Loaded), "granted without a model");
+        if self.visitors.contains(&lease) {
+            assert!(self.visits.contains(&lease), "granted although the model was about to leave");
+            return;
+        }
         assert_eq!(self.leases.insert(lease, LeasePhase::Holding), Some(LeasePhase::Waiting));
         if self.occupying.contains(&lease) {
             return;
@@ -104,6 +109,11 @@ impl MachineWorld {
     }
 
     fn check_refusal(&mut self, lease: LeaseId, refusal: &ModelRefusal) {
+        if self.visitors.contains(&lease) {
+            assert_eq!(*refusal, ModelRefusal::NotLoaded);
+            assert!(!self.visits.contains(&lease), "the model was there");
+            return;
+        }
         assert_eq!(self.leases.remove(&lease), Some(LeasePhase::Waiting), "refused twice or never asked");
         self.order.retain(|waiting| *waiting != lease);
         assert!(self.ended.insert(lease));
@@ -123,9 +133,13 @@ impl MachineWorld {
     }
 
     fn check_lost_lease(&mut self, lease: LeaseId, why: &LeaseLossCause) {
-        assert_eq!(self.leases.remove(&lease), Some(LeasePhase::Holding));
-        assert!(self.ended.insert(lease));
-        self.lost.push(lease);
+        if self.visitors.contains(&lease) {
+            assert!(self.visits.remove(&lease), "lost twice");
+        } else {
+            assert_eq!(self.leases.remove(&lease), Some(LeasePhase::Holding));
+            assert!(self.ended.insert(lease));
+            self.lost.push(lease);
+        }
 
         if *why == LeaseLossCause::Displaced {
             assert!(self.settings.drain_end == DrainEnd::Displace || self.is_shutting_down, "displaced, not given up");

@@ -8,4 +8,5 @@ mod histories;
 mod plugged_in;
 mod process_unloads;
 mod rules;
+mod visits;
 mod world;

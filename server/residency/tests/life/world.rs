@@ -50,6 +50,11 @@ pub struct MachineWorld {
     pub has_refused_to_end: bool,
     /// Leases of work that was at work already.
     pub occupying: BTreeSet<LeaseId>,
+    /// Requests that must find the model in memory and are no activity: all that were, and those that go on.
+    pub visitors: BTreeSet<LeaseId>,
+    pub visits: BTreeSet<LeaseId>,
+    /// Since when the model was idle when the unload command came; `None`: there was activity since.
+    pub idle_at_unload: Option<u64>,
     pub is_shutting_down: bool,
     pub is_stopped: bool,
     /// Until when a lease waits for a model that is not in memory.
@@ -84,6 +89,9 @@ impl MachineWorld {
             was_asked_to_end: false,
             has_refused_to_end: false,
             occupying: BTreeSet::new(),
+            visitors: BTreeSet::new(),
+            visits: BTreeSet::new(),
+            idle_at_unload: None,
             is_shutting_down: false,
             is_stopped: false,
             cold_wait_until: BTreeMap::new(),
@@ -158,7 +166,7 @@ impl MachineWorld {
                 self.answer();
             } else if self.machine.shortage().is_some() {
                 self.measure_memory(true);
-            } else if let Some(lease) = holding {
+            } else if let Some(lease) = holding.or(self.visits.first().copied()) {
                 self.end(lease);
             } else if self.is_something_due() {
                 let deadline = self.machine.deadline().expect("a request or a command waits, so a deadline is due");

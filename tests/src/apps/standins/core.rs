@@ -214,6 +214,7 @@ impl StandIn {
 
         let bytes = self.look(name, |entry| entry.bytes).unwrap_or(0);
         let runner = match self.owner {
+            _ if self.options.has(Manner::LoadLies) => None,
             MemoryOwner::App => {
                 // The context of the process comes with its first model and stays.
                 let context = if self.memory.held_bytes() == 0 { self.options.context_bytes } else { 0 };
@@ -284,6 +285,7 @@ impl StandIn {
         match (runner, self.owner) {
             (Some(runner), _) if self.options.has(Manner::ChildSurvives) => drop(runner),
             (Some(runner), _) => runner.stop().await,
+            (None, _) if self.options.has(Manner::LoadLies) => {}
             (None, MemoryOwner::App) => {
                 let bytes = self.look(name, |entry| entry.bytes).unwrap_or(0);
                 if let Err(error) = self.memory.give_back(bytes) {

@@ -58,6 +58,8 @@ pub enum Manner {
     NoModelControl,
     /// An unload ends the entry in the list, and its process stays with the memory.
     ChildSurvives,
+    /// Each load ends with success, and nothing is in memory though the list says so.
+    LoadLies,
     /// Each load fails.
     LoadFails,
     /// A load never ends.

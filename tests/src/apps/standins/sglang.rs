@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::response::Response;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::core::{LoadProblem, Phase, StandIn};
 use super::incoming::Incoming;
@@ -19,11 +20,13 @@ pub struct Sglang {
     app: Arc<StandIn>,
     /// Weights came back without a backup in the host's memory.
     has_garbage: AtomicBool,
+    /// Requests wait in the engine.
+    is_paused: watch::Sender<bool>,
 }
 
 impl Sglang {
     pub fn new(app: Arc<StandIn>) -> Arc<Self> {
-        Arc::new(Self { app, has_garbage: AtomicBool::new(false) })
+        Arc::new(Self { app, has_garbage: AtomicBool::new(false), is_paused: watch::Sender::new(false) })
     }
 
     fn frees_memory(&self) -> bool {
@@ -67,6 +70,8 @@ impl Sglang {
     async fn answer_work(&self, request: Incoming) -> Response {
         let model = self.app.first_name();
         self.app.judge_presence(&model, &request.path);
+        // Fails only without a sender, and this is one.
+        let _ = self.is_paused.subscribe().wait_for(|is_paused| !is_paused).await;
         let work = self.app.begin(&model, &request.path);
         self.app.wait_until(&model, |entry| entry.phase == Phase::Loaded).await;
 
@@ -88,7 +93,8 @@ impl AppRoutes for Sglang {
         let has = |manner| self.app.options.has(manner);
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/health" | "/health_generate") => self.health(),
-            ("GET", "/ready") => text_answer(200, ""),
+            ("GET", "/ready") => text_answer(if *self.is_paused.borrow() { 503 } else { 200 }, ""),
+            ("GET", "/ping") => text_answer(200, ""),
             ("GET", "/model_info" | "/get_model_info") => json_answer(200, &json!({"model_path": model})),
             ("GET", "/server_info" | "/get_server_info") => json_answer(
                 200,
@@ -110,7 +116,10 @@ impl AppRoutes for Sglang {
             }
             ("GET" | "POST", "/release_memory_occupation") => self.release().await,
             ("GET" | "POST", "/resume_memory_occupation") => self.resume().await,
-            ("POST", "/pause_generation" | "/continue_generation") => json_answer(200, &json!({"status": "ok"})),
+            ("POST", path @ ("/pause_generation" | "/continue_generation")) => {
+                self.is_paused.send_replace(path == "/pause_generation");
+                json_answer(200, &json!({"status": "ok"}))
+            }
             ("POST", path) if path.starts_with("/v1/") || path == "/generate" => self.answer_work(request).await,
             _ => json_answer(404, &json!({"detail": "Not Found"})),
         }

@@ -37,6 +37,7 @@ macro_rules! all_scenarios {
                     faults::killed_sidecar_leaves_the_app_alone,
                     faults::app_that_restarts_is_a_new_generation,
                     faults::app_that_comes_later_is_found,
+                    faults::restarted_sidecar_knows_that_the_model_is_away,
                     adoption::loaded_model_is_adopted,
                 }
             }
@@ -73,6 +74,27 @@ all_scenarios! {
     real_ollama = Subject::Real(RealApp::Ollama);
     real_llama_server = Subject::Real(RealApp::LlamaServer);
     real_triton = Subject::Real(RealApp::Triton);
+}
+
+/// What needs an app that starts in a moment and minds nothing.
+macro_rules! restart_storms {
+    ($($app:ident = $subject:expr;)+) => {
+        $(
+            mod $app {
+                use super::*;
+
+                scenarios_of! { $subject; faults::restarts_in_a_storm_of_unloads_do_no_harm }
+            }
+        )+
+    };
+}
+
+restart_storms! {
+    storms_ollama = Subject::StandIn(StandInKind::Ollama);
+    storms_vllm = Subject::StandIn(StandInKind::Vllm);
+    storms_sglang = Subject::StandIn(StandInKind::Sglang);
+    storms_triton = Subject::StandIn(StandInKind::Triton);
+    storms_comfyui = Subject::StandIn(StandInKind::Comfyui);
 }
 
 // SGLang and A1111 do not say what they hold.

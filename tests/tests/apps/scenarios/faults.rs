@@ -1,10 +1,11 @@
 //! Apps and sidecars that end in the middle, or are not there.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use hush_tests::apps::post;
 use hush_tests::apps::standins::{StandInKind, ViolationKind};
+use hush_tests::apps::{AppCall, RunningSidecar, SidecarOptions, post};
 use hush_tests::gpus::GIB;
 use hush_tests::wait::wait_for;
 use serde_json::json;
@@ -13,19 +14,7 @@ use super::fixture::{Governed, LONG_DRAIN, Subject};
 use crate::support::SOON;
 
 /// The client learns of it, later requests are refused with a time to come back, and the app that is there again serves.
-/// Skips a scenario that the sidecar does not stand with this app yet.
-fn is_known_defect(subject: Subject, app: StandInKind, defect: &str) -> bool {
-    let is_known = matches!(subject, Subject::StandIn(kind) if kind == app);
-    if is_known {
-        eprintln!("skipped, a known defect: {defect}");
-    }
-    is_known
-}
-
 pub fn killed_app_breaks_its_streams_and_comes_back(subject: Subject) -> Result<()> {
-    if is_known_defect(subject, StandInKind::Comfyui, "a ComfyUI that is killed and restarted keeps its generation") {
-        return Ok(());
-    }
     let Some(mut governed) = subject.govern()? else { return Ok(()) };
     governed.make_ready()?;
     let before = governed.sidecar()?.generation()?;
@@ -45,8 +34,7 @@ pub fn killed_app_breaks_its_streams_and_comes_back(subject: Subject) -> Result<
         assert!([200, 502, 503].contains(&answer.status), "{} {}", answer.status, answer.text());
         Ok((answer.status == 200).then_some(()))
     })?;
-    assert!(governed.sidecar()?.generation()? > before);
-    Ok(())
+    governed.assert_new_generation(before)
 }
 
 /// The app is not touched, and the next sidecar takes over what is there.
@@ -67,14 +55,72 @@ pub fn killed_sidecar_leaves_the_app_alone(subject: Subject) -> Result<()> {
     governed.assert_no_violation()
 }
 
-pub fn app_that_restarts_is_a_new_generation(subject: Subject) -> Result<()> {
-    if is_known_defect(
-        subject,
-        StandInKind::Sglang,
-        "an SGLang that restarts may be asked to resume what it has not released",
-    ) {
-        return Ok(());
+/// A sidecar that is started anew knows that its model is away, and loads it when it is asked for.
+pub fn restarted_sidecar_knows_that_the_model_is_away(subject: Subject) -> Result<()> {
+    let Some(mut governed) = subject.govern()? else { return Ok(()) };
+    governed.make_ready()?;
+    governed.wait_until_idle()?;
+    governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    governed.kill_sidecar()?;
+
+    governed.start_sidecar(&[])?;
+    governed.sidecar()?.wait_until_ready()?;
+    // Long enough for several looks at the app.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(governed.sidecar()?.state()?, "unloaded");
+    governed.short()?;
+    governed.wait_until_app_has_model(true)?;
+    governed.wait_until_idle()?;
+    governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    governed.assert_no_violation()
+}
+
+/// Killed and started again while requests come all the time and the model is unloaded again and again: whatever run of the
+/// app a command was meant for, it does not reach another one.
+pub fn restarts_in_a_storm_of_unloads_do_no_harm(subject: Subject) -> Result<()> {
+    const ROUNDS: usize = 5;
+
+    let Some(mut governed) = subject.govern()? else { return Ok(()) };
+    governed.make_ready()?;
+    for round in 0..ROUNDS {
+        let before = governed.sidecar()?.generation()?;
+        let api = governed.sidecar()?.api;
+        let (call, ops) = (governed.app.short_call(), governed.sidecar()?.unloader());
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| -> Result<()> {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        // Between two runs of the app requests fail.
+                        let _ = post(api, &call, &[]);
+                    }
+                });
+            }
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = ops.unload(&json!({"drain_seconds": 1}));
+                    std::thread::sleep(Duration::from_millis(30));
+                }
+            });
+
+            // Each round hits another moment.
+            std::thread::sleep(Duration::from_millis(300 + 70 * round as u64));
+            let restarted = governed.app.kill().and_then(|()| governed.app.start());
+            std::thread::sleep(Duration::from_millis(300));
+            is_over.store(true, Ordering::Relaxed);
+            restarted
+        })?;
+
+        wait_for("requests are served again", SOON, || {
+            Ok((post(api, &governed.app.short_call(), &[])?.status == 200).then_some(()))
+        })?;
+        governed.assert_new_generation(before)?;
+        governed.assert_no_violation_but(&[ViolationKind::RequestWhileAway])?;
     }
+    Ok(())
+}
+
+pub fn app_that_restarts_is_a_new_generation(subject: Subject) -> Result<()> {
     let Some(mut governed) = subject.govern()? else { return Ok(()) };
     governed.make_ready()?;
     governed.wait_until_idle()?;
@@ -86,7 +132,7 @@ pub fn app_that_restarts_is_a_new_generation(subject: Subject) -> Result<()> {
         let answer = post(governed.sidecar()?.api, &governed.app.short_call(), &[])?;
         Ok((answer.status == 200).then_some(()))
     })?;
-    assert!(governed.sidecar()?.generation()? > before);
+    governed.assert_new_generation(before)?;
     governed.assert_no_violation()
 }
 
@@ -150,6 +196,62 @@ fn memory_that_a_child_keeps_is_residual() -> Result<()> {
     governed.wait_until_idle()?;
     let proof = governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
     assert_eq!(proof["residual_bytes"], 2 * GIB, "{proof}");
+    // It stays in the metrics, for the alert.
+    let residual = governed.sidecar()?.metric("hush_model_residual_bytes", &["model=\"tiny\""])?;
+    assert_eq!(residual, Some((2 * GIB) as f64));
+    Ok(())
+}
+
+#[test]
+fn a_load_that_hangs_fails_in_time_and_is_tried_again_later() -> Result<()> {
+    for kind in [StandInKind::Triton, StandInKind::LlamaServer] {
+        let mut governed = Governed::standin(kind, &["--manner", "load-hangs"])?;
+        governed.kill_sidecar()?;
+        governed.start_sidecar(&["--load-timeout", "1s", "--unload-timeout", "1s"])?;
+        governed.sidecar()?.wait_until_ready()?;
+
+        let answer = governed.send(&governed.app.short_call())?;
+        assert_eq!(answer.status, 503, "{kind:?}: {}", answer.text());
+        assert!(answer.text().contains("has not loaded the model after 1 s"), "{kind:?}: {}", answer.text());
+        assert!(answer.header("retry-after").is_some(), "{kind:?}");
+        governed.sidecar()?.wait_for_state("failed", SOON)?;
+        let restarts =
+            governed.sidecar()?.metric("hush_runner_restarts_total", &["model=\"tiny\"", "cause=\"load_timeout\""])?;
+        assert_eq!(restarts, Some(1.0), "{kind:?}");
+    }
+    Ok(())
+}
+
+/// The app's list says that the model is loaded, and the device shows nothing of it: the figures tell the truth.
+#[test]
+fn a_load_that_lies_shows_no_memory_and_does_no_harm() -> Result<()> {
+    let governed = Governed::standin(StandInKind::Ollama, &["--manner", "load-lies"])?;
+    governed.sidecar()?.wait_until_ready()?;
+    governed.make_ready()?;
+    governed.wait_until_idle()?;
+
+    let vram = governed.sidecar()?.metric("hush_model_vram_bytes", &["model=\"tiny\""])?;
+    assert_eq!(vram, Some(0.0));
+    let proof = governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    assert_eq!((&proof["reclaimed_bytes"], &proof["residual_bytes"]), (&0.into(), &0.into()), "{proof}");
+    governed.assert_no_violation()
+}
+
+#[test]
+fn a_body_without_a_model_is_work_of_the_first_model_and_so_is_an_unknown_route() -> Result<()> {
+    let governed = Governed::standin(StandInKind::Ollama, &["--model", "second"])?;
+    governed.sidecar()?.wait_until_ready()?;
+
+    let before = governed.sidecar()?.generation()?;
+    let nameless =
+        AppCall::json("/api/chat", &json!({"messages": [{"role": "user", "content": "x"}], "stream": false}));
+    governed.send(&nameless)?;
+    assert_eq!(governed.sidecar()?.generation()?, before + 1, "it waited for the first model");
+
+    governed.wait_until_idle()?;
+    governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    governed.send(&AppCall::json("/api/from-the-future", &json!({"model": "tiny"})))?;
+    assert_eq!(governed.sidecar()?.generation()?, before + 2, "deny by default: what is not known is work");
     Ok(())
 }
 
@@ -163,6 +265,9 @@ fn an_unload_that_hangs_is_given_up_and_requests_are_not_lost() -> Result<()> {
     governed.wait_until_idle()?;
     let answer = governed.sidecar()?.unload(&json!({"drain_seconds": 5}))?;
     assert!(answer.status >= 400, "the app has the model still: {}", answer.text());
+    let unconfirmed = governed.sidecar()?.metric("hush_app_unloads_unconfirmed_total", &["model=\"tiny\""])?;
+    assert!(unconfirmed >= Some(1.0), "{unconfirmed:?}");
+    assert_eq!(governed.sidecar()?.state()?, "ready");
     governed.assert_no_violation_but(&[ViolationKind::UnloadTwice])
 }
 
@@ -180,4 +285,55 @@ fn the_context_of_a_process_that_stays_is_residual() -> Result<()> {
     let proof = governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
     assert_eq!((&proof["reclaimed_bytes"], &proof["residual_bytes"]), (&(2 * GIB).into(), &CONTEXT.into()), "{proof}");
     Ok(())
+}
+
+#[test]
+fn a_second_sidecar_leaves_the_app_alone_and_says_why() -> Result<()> {
+    let mut governed = Governed::standin(StandInKind::Ollama, &[])?;
+    governed.sidecar()?.wait_until_ready()?;
+    governed.make_ready()?;
+
+    let second = RunningSidecar::start(governed.app.as_ref(), &SidecarOptions::default())?;
+    wait_for("the second one says why", SOON, || {
+        let readiness = second.readiness()?;
+        Ok((readiness.status == 503 && readiness.text().contains("another hush-sidecar governs the app")).then_some(()))
+    })?;
+    assert_eq!(post(second.api, &governed.app.short_call(), &[])?.status, 503);
+    assert_eq!(second.metric("hush_app_governed", &["reason=\"unsuitable\""])?, Some(0.0));
+    governed.short()?;
+
+    // It takes over when the first has ended.
+    governed.kill_sidecar()?;
+    second.wait_until_ready()?;
+    let answer = post(second.api, &governed.app.short_call(), &[])?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    Ok(())
+}
+
+#[test]
+fn an_sglang_of_which_nothing_is_known_is_left_alone_until_it_starts_anew() -> Result<()> {
+    let mut governed = Governed::standin(StandInKind::Sglang, &[])?;
+    governed.sidecar()?.wait_until_ready()?;
+    governed.make_ready()?;
+    governed.wait_until_idle()?;
+    governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
+    governed.kill_sidecar()?;
+
+    // The record is lost: the app is paused, so it may have released its memory.
+    let elsewhere = tempfile::tempdir()?;
+    let folder = elsewhere.path().to_string_lossy().into_owned();
+    governed.start_sidecar(&["--state-dir", &folder])?;
+    wait_for("the sidecar says why", SOON, || {
+        let readiness = governed.sidecar()?.readiness()?;
+        Ok((readiness.status == 503 && readiness.text().contains("Start it anew")).then_some(()))
+    })?;
+    assert_eq!(governed.send(&governed.app.short_call())?.status, 503);
+    assert_eq!(governed.sidecar()?.state()?, "unloaded");
+    governed.assert_no_violation()?;
+
+    governed.app.kill()?;
+    governed.app.start()?;
+    governed.sidecar()?.wait_until_ready()?;
+    governed.short()?;
+    governed.assert_no_violation()
 }

@@ -149,6 +149,14 @@ impl Governed {
         Ok(())
     }
 
+    pub fn assert_new_generation(&self, before: u64) -> Result<()> {
+        let (sidecar, name) = (self.sidecar()?, self.app.name());
+        let generation = sidecar.generation()?;
+
+        ensure!(generation > before, "{name}: the model is still generation {before}\n{}", sidecar.log().join("\n"));
+        Ok(())
+    }
+
     /// Waits until no request holds the model.
     pub fn wait_until_idle(&self) -> Result<()> {
         self.sidecar()?.wait_for_status("no request in flight", SOON, |status| status["inflight"] == 0).map(|_| ())
