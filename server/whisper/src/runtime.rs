@@ -27,6 +27,11 @@ const BESIDE_EXECUTABLE: [&str; 3] = [".", "lib", "../lib"];
 const USUAL_PLACES: [&str; 5] =
     ["/usr/local/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/opt/onnxruntime/lib"];
 
+/// Microseconds for which idle threads of a session look for work before they sleep: longer than the time between two
+/// operators or two steps. ONNX Runtime's default is some 50 ms, after each run and from the moment at which the session
+/// is opened; for that time the threads take cores from the next session.
+pub(crate) const SPIN_MICROSECONDS: &str = "1000";
+
 /// The loaded library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuntimeInfo {

@@ -124,7 +124,7 @@ impl Engine {
             options.max_speech_duration_seconds = Some(longest.min(parallel::LONGEST_SECONDS));
         }
 
-        let mut model = SpeechModel::open(self.vad_model().ok_or(VadError::NoModel)?)?;
+        let mut model = SpeechModel::open(self.vad_model().ok_or(VadError::NoModel)?, self.threads())?;
 
         vad::speech_chunks(source, &mut model, &options, &mut || sink.keep_going())
     }
@@ -368,7 +368,7 @@ impl TranscriptionRun<'_> {
         let Some(path) = self.engine.vad_model().filter(|_| self.options.vad.is_none()) else { return Ok(true) };
         let model = match &mut self.speech_model {
             Some(model) => model,
-            none => none.insert(SpeechModel::open(path)?),
+            none => none.insert(SpeechModel::open(path, self.engine.threads())?),
         };
         Ok(!vad::speech_chunks(&mut samples, model, &VadOptions::default(), &mut || sink.keep_going())?.is_empty())
     }

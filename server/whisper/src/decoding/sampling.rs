@@ -3,31 +3,63 @@
 /// Exponents below this do not change a sum over a vocabulary.
 const NEGLIGIBLE: f32 = -30.0;
 
+/// Values of a part of the vocabulary whose largest is computed at a time.
+const CHUNK: usize = 64;
+
+/// Calls `$portable`, compiled for AVX2 if the processor has it. The result is the same to the last bit: the operations and
+/// their order are those of the source, only more of them are done at once.
+macro_rules! with_widest_vectors {
+    ($portable:ident($($argument:ident: $type:ty),*) -> $result:ty) => {{
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2")]
+            fn with_avx2($($argument: $type),*) -> $result {
+                $portable($($argument),*)
+            }
+
+            if is_x86_feature_detected!("avx2") {
+                #[allow(unsafe_code, reason = "a function for processors with AVX2")]
+                // SAFETY: the processor has AVX2.
+                return unsafe { with_avx2($($argument),*) };
+            }
+        }
+
+        $portable($($argument),*)
+    }};
+}
+
 /// The index of the largest value; the first of equals.
 pub fn arg_max(logits: &[f32]) -> usize {
     let largest = maximum(logits);
-    logits.iter().position(|logit| *logit == largest).unwrap_or(0)
+    let chunk = logits.chunks(CHUNK).position(|values| maximum_of_lanes(values) == largest).unwrap_or(0);
+    let first = chunk * CHUNK;
+    let inside = logits.get(first..).and_then(|values| values.iter().position(|logit| *logit == largest));
+    inside.map_or(0, |inside| first + inside)
 }
 
 /// The largest value; minus infinity for an empty slice.
 pub(super) fn maximum(logits: &[f32]) -> f32 {
-    // Eight lanes, so that the compiler uses one vector register.
-    let mut lanes = [f32::NEG_INFINITY; 8];
-    let chunks = logits.chunks_exact(8);
-    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    with_widest_vectors!(maximum_of_lanes(logits: &[f32]) -> f32)
+}
+
+#[inline(always)]
+fn maximum_of_lanes(logits: &[f32]) -> f32 {
+    // So many lanes that the compiler uses several vector registers, which do not wait for each other.
+    const LANES: usize = 32;
+
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = logits.as_chunks::<LANES>();
     for chunk in chunks {
         for (lane, logit) in lanes.iter_mut().zip(chunk) {
             *lane = if *logit > *lane { *logit } else { *lane };
         }
     }
 
-    lanes.into_iter().fold(rest, f32::max)
+    lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// The indices of the `count` largest values, the largest first; equals keep their order.
 pub fn largest(logits: &[f32], count: usize) -> Vec<usize> {
-    const CHUNK: usize = 64;
-
     let mut found: Vec<(f32, usize)> = Vec::with_capacity(count + 1);
     for (chunk, values) in logits.chunks(CHUNK).enumerate() {
         let full = found.len() == count;
@@ -49,17 +81,33 @@ pub fn largest(logits: &[f32], count: usize) -> Vec<usize> {
 }
 
 pub fn log_sum_exp(logits: &[f32]) -> f64 {
-    /// Terms that are added in f32 before the sum continues in f64.
-    const CHUNK: usize = 128;
+    log_sum_exp_below(logits, maximum(logits))
+}
 
-    let largest = maximum(logits);
+/// Like [`log_sum_exp`]. `largest`: the largest of the values.
+pub(super) fn log_sum_exp_below(logits: &[f32], largest: f32) -> f64 {
     if !largest.is_finite() {
         return f64::from(largest);
     }
 
+    f64::from(largest) + sum_of_powers(logits, largest).ln()
+}
+
+/// The sum of `e^(value - largest)`.
+fn sum_of_powers(logits: &[f32], largest: f32) -> f64 {
+    with_widest_vectors!(sum_of_powers_of_lanes(logits: &[f32], largest: f32) -> f64)
+}
+
+#[inline(always)]
+fn sum_of_powers_of_lanes(logits: &[f32], largest: f32) -> f64 {
+    /// Terms that are added in f32 before the sum continues in f64.
+    const TERMS: usize = 128;
+
     // The powers are computed in a loop of their own: the compiler vectorises it only without the sum.
-    let mut powers = [0.0_f32; CHUNK];
-    let chunk_sum = |values: &[f32]| {
+    let mut powers = [0.0_f32; TERMS];
+    let mut sum = 0.0;
+
+    for values in logits.chunks(TERMS) {
         for (power, value) in powers.iter_mut().zip(values) {
             *power = exp(value - largest);
         }
@@ -72,16 +120,15 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
             }
         }
 
-        lanes.into_iter().chain(rest.iter().copied()).map(f64::from).sum::<f64>()
-    };
+        sum += lanes.into_iter().chain(rest.iter().copied()).map(f64::from).sum::<f64>();
+    }
 
-    let sum: f64 = logits.chunks(CHUNK).map(chunk_sum).sum();
-
-    f64::from(largest) + sum.ln()
+    sum
 }
 
 /// `e^x` for `x` of at most zero, within 2e-7 of its value, and zero below [`NEGLIGIBLE`]. It has no branches and calls, so
 /// that the compiler vectorises it: it is computed for the whole vocabulary, for each token of each row.
+#[inline(always)]
 fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
@@ -202,6 +249,19 @@ mod tests {
         }
         assert_eq!(exp(0.0), 1.0);
         assert_eq!((exp(-31.0), exp(f32::NEG_INFINITY)), (0.0, 0.0));
+    }
+
+    proptest! {
+        /// The functions for the widest vectors compute what the portable ones do, to the last bit.
+        #[test]
+        fn wide_vectors_change_no_bit(logits in prop::collection::vec(-60.0_f32..60.0, 0..700)) {
+            let largest = maximum(&logits);
+            prop_assert_eq!(largest.to_bits(), maximum_of_lanes(&logits).to_bits());
+            prop_assert_eq!(largest, logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            let (wide, portable) = (sum_of_powers(&logits, largest), sum_of_powers_of_lanes(&logits, largest));
+            prop_assert_eq!(wide.to_bits(), portable.to_bits());
+            prop_assert_eq!(arg_max(&logits), logits.iter().position(|logit| *logit == largest).unwrap_or(0));
+        }
     }
 
     #[test]

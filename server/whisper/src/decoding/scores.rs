@@ -72,7 +72,8 @@ impl RowScores<'_> {
                 rules.apply(logits, sampled);
                 let chosen =
                     if count == 1 { vec![sampling::arg_max(logits)] } else { sampling::largest(logits, count) };
-                let total = sampling::log_sum_exp(logits);
+                let largest = chosen.first().and_then(|token| logits.get(*token)).copied();
+                let total = sampling::log_sum_exp_below(logits, largest.unwrap_or(f32::NEG_INFINITY));
                 let scored = chosen.into_iter().map(|token| {
                     let logit = logits.get(token).map_or(f64::NEG_INFINITY, |logit| f64::from(*logit));
                     ScoredToken { token: token as u32, logprob: logit - total }

@@ -142,6 +142,7 @@ struct EngineShared {
     aligner: Arc<Mutex<Aligner>>,
     vad_model: OnceLock<PathBuf>,
     max_batch: usize,
+    threads: usize,
     lengths: WindowLengths,
 }
 
@@ -207,6 +208,7 @@ impl Engine {
             aligner: Arc::new(Mutex::new(aligner)),
             vad_model: OnceLock::new(),
             max_batch: options.max_batch.max(1),
+            threads: options.threads,
             lengths,
         };
 
@@ -264,6 +266,11 @@ impl Engine {
     /// Windows that are held at the same time.
     pub(crate) fn max_batch(&self) -> usize {
         self.shared.max_batch
+    }
+
+    /// Threads of each session.
+    pub(crate) fn threads(&self) -> usize {
+        self.shared.threads
     }
 
     pub(crate) fn vad_model(&self) -> Option<&Path> {

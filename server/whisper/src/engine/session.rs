@@ -11,11 +11,7 @@ use ort::{
 };
 
 use super::{EngineOptions, device::DeviceContext};
-
-/// Microseconds for which idle threads of a session look for work before they sleep: longer than the time between two
-/// operators or two steps. ONNX Runtime's default is some 50 ms, after each run and from the moment at which the session
-/// is opened; for that time the threads take cores from the next session.
-const SPIN_MICROSECONDS: &str = "1000";
+use crate::runtime::SPIN_MICROSECONDS;
 
 /// Opens one graph. The graphs are installed in optimised form, so ONNX Runtime's optimisation is disabled.
 pub fn open(

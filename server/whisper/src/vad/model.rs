@@ -1,4 +1,5 @@
-//! Silero's network on ONNX Runtime. It always runs on the CPU, where it processes an hour of audio in some twenty seconds.
+//! Silero's network on ONNX Runtime. It always runs on the CPU, where one thread processes an hour of audio in some twenty
+//! seconds.
 
 use std::{
     io,
@@ -11,7 +12,7 @@ use ort::{
 };
 
 use super::WINDOW_SAMPLES;
-use crate::runtime::{self, RuntimeError};
+use crate::runtime::{self, RuntimeError, SPIN_MICROSECONDS};
 
 /// The environment variable with the path of the model's file, for a runner.
 pub const PATH_VARIABLE: &str = "HUSH_VAD_MODEL";
@@ -57,12 +58,14 @@ pub struct SpeechModel {
 }
 
 impl SpeechModel {
-    pub fn open(path: &Path) -> Result<Self, VadError> {
+    /// `threads`: those of a call. Most of the work is convolutions over the windows of a call, which share it.
+    pub fn open(path: &Path, threads: usize) -> Result<Self, VadError> {
         let environment = runtime::environment()?;
         let open = || -> Result<Session, ort::Error> {
             Session::builder(&environment)?
                 .with_optimization_level(GraphOptimizationLevel::Level3)?
-                .with_intra_threads(1)?
+                .with_intra_threads(threads)?
+                .with_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)?
                 .commit_from_file(path)
         };
 

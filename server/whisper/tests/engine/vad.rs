@@ -19,7 +19,7 @@ fn model_path() -> PathBuf {
 
 fn model() -> SpeechModel {
     start_runtime();
-    SpeechModel::open(&model_path()).unwrap_or_else(|error| panic!("{error}; `make vad` fetches it"))
+    SpeechModel::open(&model_path(), 2).unwrap_or_else(|error| panic!("{error}; `make vad` fetches it"))
 }
 
 /// The sets of options of `scripts/golden_vad.py`.
