@@ -1,10 +1,10 @@
 //! Which processes listen on a port.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
 use procfs::process::{FDTarget, all_processes};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -13,6 +13,9 @@ use super::messages::ProcessName;
 
 /// On the loopback an answer comes at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The state of a socket that listens, in the table of the kernel.
+const LISTEN: &str = "0A";
 
 /// The listeners of a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,10 +41,34 @@ impl PortListeners {
 /// # Errors
 /// If the table of the kernel cannot be read.
 pub fn listening_sockets(port: u16) -> io::Result<Vec<u64>> {
+    let mut sockets = read_listeners(BufReader::new(File::open("/proc/net/tcp")?), port)?;
     // A kernel may be without IPv6.
-    let entries = tcp().map_err(io::Error::other)?.into_iter().chain(tcp6().unwrap_or_default());
+    if let Ok(table) = File::open("/proc/net/tcp6") {
+        sockets.extend(read_listeners(BufReader::new(table), port)?);
+    }
 
-    Ok(entries.filter(|entry| is_listener(entry, port)).map(|entry| entry.inode).collect())
+    Ok(sockets)
+}
+
+/// Reads the table of the kernel as far as it has listeners, which come first: thousands of other connections may follow,
+/// and would take it a second.
+fn read_listeners(table: impl BufRead, port: u16) -> io::Result<Vec<u64>> {
+    let mut sockets = Vec::new();
+    for line in table.lines().skip(1) {
+        let line = line?;
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (Some(local), Some(&state), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else { continue };
+        if state != LISTEN {
+            break;
+        }
+
+        // An app on the loopback or on all addresses collides with a listener on any of them.
+        let listens_on = local.rsplit(':').next().and_then(|port| u16::from_str_radix(port, 16).ok());
+        if listens_on == Some(port) {
+            sockets.extend(inode.parse::<u64>().ok());
+        }
+    }
+    Ok(sockets)
 }
 
 /// Why no app can be started on the port; `None`: it is free.
@@ -68,11 +95,6 @@ pub(super) async fn describe_conflict(port: u16) -> Option<String> {
 async fn accepts(port: u16) -> bool {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     matches!(timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await, Ok(Ok(_)))
-}
-
-/// An app on the loopback or on all addresses collides with a listener on any of them.
-fn is_listener(entry: &TcpNetEntry, port: u16) -> bool {
-    entry.state == TcpState::Listen && entry.local_address.port() == port
 }
 
 /// The processes that have one of these sockets open, as far as this process may look.
