@@ -84,6 +84,7 @@ fn what_a_server_and_a_controller_show_is_in_it() -> Result<()> {
     }
     let missing: Vec<_> = told.keys().filter(|name| !seen.contains_key(*name)).collect();
     let not_shown = [
+        "hush_client_stalls_total",
         "hush_model_appeared_total",
         "hush_model_out_of_memory_total",
         "hush_open_websockets",

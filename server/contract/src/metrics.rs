@@ -107,6 +107,9 @@ families! {
     /// Requests of a GPU sidecar that got no whole answer of the app, by cause (`refused`: no connection, nothing was sent;
     /// `broken`: the connection broke before the answer; `cut`: it broke within the answer; `timed_out`).
     UPSTREAM_FAILURES_TOTAL = "hush_upstream_failures_total", Counter [LABEL_CAUSE];
+    /// Connections of clients that a GPU sidecar broke off, because nothing was read of what it sent for as long as
+    /// `--client-stall`.
+    CLIENT_STALLS_TOTAL = "hush_client_stalls_total", Counter [];
     /// Websockets that are open through a GPU sidecar, by kind (`display`: counts as nothing; `work`: uses the model).
     OPEN_WEBSOCKETS = "hush_open_websockets", Gauge [LABEL_KIND];
     /// Seconds of audio that were transcribed.

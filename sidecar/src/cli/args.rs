@@ -297,6 +297,11 @@ pub struct RequestArgs {
     #[arg(long, env = "HUSH_BODY_STALL", value_name = "DURATION", value_parser = read_duration, default_value = "30s")]
     pub body_stall: Duration,
 
+    /// A client that reads nothing of what is sent to it for this long is cut off, and its request is cancelled in the app;
+    /// 0: never.
+    #[arg(long, env = "HUSH_CLIENT_STALL", value_name = "DURATION", value_parser = read_limit, default_value = "10m")]
+    pub client_stall: DurationLimit,
+
     /// A websocket that works counts as idle after this long without a frame.
     #[arg(long, env = "HUSH_SOCKET_IDLE", value_name = "DURATION", value_parser = read_duration, default_value = "30s")]
     pub socket_idle: Duration,

@@ -46,6 +46,8 @@ struct FileOptions {
     max_body: Option<serde_json::Value>,
     /// A request whose body stops for this long is answered with 408.
     body_stall: Option<serde_json::Value>,
+    /// A client that reads nothing of what is sent to it for this long is cut off; 0: never.
+    client_stall: Option<serde_json::Value>,
     /// A websocket that works counts as idle after this long without a frame.
     socket_idle: Option<serde_json::Value>,
     /// The longest wait for the first byte of an answer; 0: no limit.
@@ -171,6 +173,7 @@ impl FileOptions {
         source.set("attributionBytes", self.attribution_bytes, &mut requests.attribution_bytes, read_bytes)?;
         source.set("maxBody", self.max_body, &mut requests.max_body, read_bytes)?;
         source.set("bodyStall", self.body_stall, &mut requests.body_stall, read_duration)?;
+        source.set("clientStall", self.client_stall, &mut requests.client_stall, read_limit)?;
         source.set("socketIdle", self.socket_idle, &mut requests.socket_idle, read_duration)?;
         source.set("firstByteTimeout", self.first_byte_timeout, &mut requests.first_byte_timeout, read_limit)?;
         source.set(
@@ -388,7 +391,7 @@ mod tests {
 
     #[test]
     fn options_beat_the_file_and_the_file_beats_defaults() {
-        let file = "models: [{name: a}]\nbodyStall: 7\ncoldHold: 1m30s\nattributionBytes: 64KiB\nbetweenBytesTimeout: 5s\n\
+        let file = "models: [{name: a}]\nbodyStall: 7\ncoldHold: 1m30s\nattributionBytes: 64KiB\nbetweenBytesTimeout: 5s\nclientStall: 0\n\
                     tlsCert: /a/tls.crt\ntlsKey: /a/tls.key\n";
         let (mut args, _file) = args(Some(file), &["--cold-hold", "60s", "--tls-key", "/b/tls.key"]);
 
@@ -399,6 +402,7 @@ mod tests {
         assert_eq!(requests.cold_hold, Duration::from_secs(60), "the command line gives it, though it is the default");
         assert_eq!(requests.attribution_bytes, 64 << 10);
         assert_eq!(requests.between_bytes_timeout.0, Some(Duration::from_secs(5)));
+        assert_eq!(requests.client_stall.0, None);
         assert_eq!(requests.max_queue, 256);
         assert_eq!(args.security.tls_cert.as_deref(), Some(Path::new("/a/tls.crt")));
         assert_eq!(args.security.tls_key.as_deref(), Some(Path::new("/b/tls.key")));

@@ -46,6 +46,7 @@ pub fn check_limits(args: &SidecarArgs) -> Result<(), UnusableLimit> {
     let second = Duration::from_secs(1);
     for (option, duration, least) in [
         ("--body-stall", requests.body_stall, second),
+        ("--client-stall", requests.client_stall.0.unwrap_or(Duration::MAX), second),
         ("--socket-idle", requests.socket_idle, second),
         ("--keep-alive", requests.keep_alive, second),
         ("--connect-timeout", requests.connect_timeout, Duration::from_millis(10)),
@@ -79,7 +80,16 @@ mod tests {
     fn the_defaults_and_sensible_limits_are_accepted() {
         assert_eq!(check(&[]), Ok(()));
         assert_eq!(
-            check(&["--attribution-bytes", "4KiB", "--body-stall", "1s", "--between-bytes-timeout", "1s"]),
+            check(&[
+                "--attribution-bytes",
+                "4KiB",
+                "--body-stall",
+                "1s",
+                "--between-bytes-timeout",
+                "1s",
+                "--client-stall",
+                "0"
+            ]),
             Ok(())
         );
     }
@@ -96,6 +106,7 @@ mod tests {
             ("--port", "0"),
             ("--busy-port", "0"),
             ("--body-stall", "0"),
+            ("--client-stall", "100ms"),
             ("--socket-idle", "100ms"),
             ("--keep-alive", "0"),
             ("--connect-timeout", "0"),

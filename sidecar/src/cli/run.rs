@@ -423,6 +423,7 @@ fn proxy_settings(
             ..SpoolOptions::default()
         },
         body_stall: requests.body_stall,
+        client_stall: requests.client_stall.0,
         socket_idle: requests.socket_idle,
         first_byte_timeout: requests.first_byte_timeout.0,
         between_bytes_timeout: requests.between_bytes_timeout.0,

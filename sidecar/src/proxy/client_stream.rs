@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -32,13 +33,31 @@ impl ClientStream {
 
     /// Has the connection end by a reset. Without effect on a client that is gone.
     pub fn reset_at_close(&self) {
-        let socket = match self {
+        // If this fails, the client is gone.
+        let _ = self.socket().set_zero_linger();
+    }
+
+    /// What was sent and the client's system has not confirmed; `None` if the kernel does not tell.
+    pub fn unacknowledged_bytes(&self) -> Option<i32> {
+        unacknowledged_bytes(self.socket())
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
             Self::Plain(socket) => socket,
             Self::Tls(stream) => stream.get_ref().0,
-        };
-        // If this fails, the client is gone.
-        let _ = socket.set_zero_linger();
+        }
     }
+}
+
+#[allow(unsafe_code, reason = "a system call without a safe wrapper")]
+fn unacknowledged_bytes(socket: &TcpStream) -> Option<i32> {
+    let mut bytes: libc::c_int = 0;
+
+    // For a socket, Linux calls it SIOCOUTQ (tcp(7)).
+    // SAFETY: the descriptor is open as long as `socket` is borrowed, and the call writes one `int`.
+    let status = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    (status == 0).then_some(bytes)
 }
 
 impl AsyncRead for ClientStream {
@@ -126,6 +145,23 @@ impl DuplexStream {
         match self {
             Self::Plain(stream) => write_plain(stream, bytes).await,
             Self::Tls(stream) => write_tls(stream, bytes).await,
+        }
+    }
+
+    /// As [`ClientStream::reset_at_close`].
+    pub fn reset_at_close(&self) {
+        // If this fails, the other side is gone.
+        let _ = match self {
+            Self::Plain(stream) => stream.set_zero_linger(),
+            Self::Tls(stream) => lock(stream).get_ref().0.set_zero_linger(),
+        };
+    }
+
+    /// As [`ClientStream::unacknowledged_bytes`].
+    pub fn unacknowledged_bytes(&self) -> Option<i32> {
+        match self {
+            Self::Plain(stream) => unacknowledged_bytes(stream),
+            Self::Tls(stream) => unacknowledged_bytes(lock(stream).get_ref().0),
         }
     }
 

@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::answer::BrokenOff;
+use super::client_stall::{ClientStallLimit, StallLimitedStream};
 use super::client_stream::ClientStream;
 use super::core::{ConnectionContext, ProxyCore};
 use super::error::format_refusal;
@@ -65,6 +66,7 @@ pub async fn serve_connection(accepted: AcceptedConnection, core: Arc<ProxyCore>
 
     let Some(stream) = shake_hands(stream, &core, peer).await else { return };
     let broken_off = BrokenOff::default();
+    let stall = ClientStallLimit::new(core.settings.client_stall, core.metrics.client_stalls_total.clone());
     let tunnel = PendingTunnel::default();
     let context = ConnectionContext {
         peer,
@@ -72,9 +74,11 @@ pub async fn serve_connection(accepted: AcceptedConnection, core: Arc<ProxyCore>
         limit,
         phase: phase.clone(),
         broken_off: broken_off.clone(),
+        stall: stall.clone(),
         tunnel: tunnel.clone(),
     };
 
+    let stream = StallLimitedStream::new(stream, stall);
     serve_http(stream, core, context, phase, scope, &broken_off).await;
 
     if let Some(tunnel) = tunnel.take() {
@@ -102,7 +106,7 @@ async fn shake_hands(stream: TcpStream, core: &ProxyCore, peer: ConnectionPeer) 
 
 /// Boxed, because a connection that has become a socket needs nothing of it any more.
 fn serve_http<'a>(
-    stream: ClientStream,
+    stream: StallLimitedStream,
     core: Arc<ProxyCore>,
     context: ConnectionContext,
     phase: RequestPhase,
@@ -141,7 +145,7 @@ fn serve_http<'a>(
             && let Some(parts) = connection.into_parts()
         {
             // Closing it would look like the end of the answer.
-            parts.io.into_inner().into_inner().reset_at_close();
+            parts.io.into_inner().into_inner().get_ref().reset_at_close();
         }
     })
 }

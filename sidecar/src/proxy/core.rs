@@ -20,6 +20,7 @@ use tracing::Instrument;
 
 use super::answer::{AnswerTimers, BrokenOff, ForwardedBody, OwnBody};
 use super::attribution::{BodyScanner, query_parameter, query_without};
+use super::client_stall::ClientStallLimit;
 use super::connection::PendingTunnel;
 use super::earlier_requests::EarlierRequests;
 use super::error::ProxyError;
@@ -62,6 +63,7 @@ pub struct ConnectionContext {
     pub limit: ConnectionLimit,
     pub phase: RequestPhase,
     pub broken_off: BrokenOff,
+    pub stall: ClientStallLimit,
     pub tunnel: PendingTunnel,
 }
 
@@ -132,7 +134,9 @@ impl ProxyCore {
             && head.version == Version::HTTP_11
             && headers::is_websocket_upgrade(&head.headers);
         let route = classify(&*self.routes, &head.method, head.uri.path(), head.uri.query(), is_upgrade);
-        let record = ProxyRequestRecord::new(self.metrics.clone(), &id, route.template.clone(), head.method.clone());
+        let mut record =
+            ProxyRequestRecord::new(self.metrics.clone(), &id, route.template.clone(), head.method.clone());
+        record.stall = Some(connection.stall.clone());
         let span = record.span().clone();
         let limit = self.settings.request_timeout.map(|limit| (limit, Instant::now() + limit));
         let mut exchange = Exchange { head, route, is_upgrade, id, record, limit };

@@ -1,7 +1,7 @@
 //! What the proxy counts.
 
 use hush_contract::metrics as names;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 /// Cheap to clone; clones count into the same metrics.
 #[derive(Clone)]
@@ -10,6 +10,8 @@ pub struct ProxyMetrics {
     pub request_duration_seconds: HistogramVec,
     /// `{cause}`
     pub upstream_failures_total: IntCounterVec,
+    /// Without labels.
+    pub client_stalls_total: IntCounter,
     /// `{kind}`
     pub open_websockets: IntGaugeVec,
 }
@@ -30,11 +32,13 @@ impl ProxyMetrics {
                 options(names::UPSTREAM_FAILURES_TOTAL),
                 names::labels(names::UPSTREAM_FAILURES_TOTAL),
             )?,
+            client_stalls_total: IntCounter::with_opts(options(names::CLIENT_STALLS_TOTAL))?,
             open_websockets: IntGaugeVec::new(options(names::OPEN_WEBSOCKETS), names::labels(names::OPEN_WEBSOCKETS))?,
         };
 
         registry.register(Box::new(metrics.request_duration_seconds.clone()))?;
         registry.register(Box::new(metrics.upstream_failures_total.clone()))?;
+        registry.register(Box::new(metrics.client_stalls_total.clone()))?;
         registry.register(Box::new(metrics.open_websockets.clone()))?;
         Ok(metrics)
     }

@@ -16,6 +16,7 @@
 //! | `answer` | the body of an answer, with the lease |
 //! | `idle_watch` | leases of work that goes on after its answer, or after its client |
 //! | `client_stream` | the connection of a client, plain or over TLS |
+//! | `client_stall` | the limit for a client that reads nothing |
 //! | `tunnel`, `frames` | websockets |
 //! | `earlier_requests` | ids of requests to which later ones refer |
 //! | `app_scrape` | the app's own metrics, for the operations listener |
@@ -24,6 +25,7 @@
 mod answer;
 mod app_scrape;
 mod attribution;
+mod client_stall;
 mod client_stream;
 mod connection;
 mod core;

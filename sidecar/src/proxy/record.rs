@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderValue, Method};
 use hush_listener::PROBE_PATHS;
 
+use super::client_stall::ClientStallLimit;
 use super::metrics::ProxyMetrics;
 use super::models::HeldLease;
 
@@ -28,6 +29,8 @@ pub struct ProxyRequestRecord {
     /// The answer was kept from an earlier request.
     pub is_kept: bool,
     pub model: Option<String>,
+    /// That of the client's connection.
+    pub stall: Option<ClientStallLimit>,
     lease: Option<LeaseFacts>,
 }
 
@@ -55,6 +58,7 @@ impl ProxyRequestRecord {
             failure: None,
             is_kept: false,
             model: None,
+            stall: None,
             lease: None,
         }
     }
@@ -89,6 +93,7 @@ impl Drop for ProxyRequestRecord {
             return;
         }
 
+        let has_stalled = self.stall.as_ref().is_some_and(ClientStallLimit::has_stalled) && !self.is_complete;
         let lease = self.lease.as_ref();
         let waited = |is_cold: bool| {
             lease.filter(|lease| lease.was_cold == is_cold).map(|lease| to_microseconds(lease.waited.as_secs_f64()))
@@ -99,6 +104,7 @@ impl Drop for ProxyRequestRecord {
             bytes,
             seconds = to_microseconds(seconds),
             client_gone = !self.is_complete && self.failure.is_none(),
+            client_stalled = has_stalled.then_some(true),
             model = self.model,
             generation = lease.map(|lease| lease.generation),
             queue_seconds = waited(false),

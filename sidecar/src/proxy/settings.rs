@@ -21,6 +21,8 @@ pub struct ProxySettings {
     pub spool: SpoolOptions,
     /// A body from which nothing comes for this long is given up with 408.
     pub body_stall: Duration,
+    /// A client that reads nothing of what is sent to it for this long is cut off; `None`: no limit.
+    pub client_stall: Option<Duration>,
     /// A socket that works holds its model until no message went either way for this long.
     pub socket_idle: Duration,
     /// Until the head of the app's answer; `None`: no limit, because a long prompt takes minutes.
@@ -53,6 +55,7 @@ impl Default for ProxySettings {
             attribution_bytes: 1 << 20,
             spool: SpoolOptions { limit_bytes: Some(4 << 30), ..SpoolOptions::default() },
             body_stall: Duration::from_secs(30),
+            client_stall: Some(Duration::from_secs(600)),
             socket_idle: Duration::from_secs(30),
             first_byte_timeout: None,
             between_bytes_timeout: None,

@@ -19,7 +19,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::client_stream::{ClientStream, DuplexStream};
+use super::client_stall::{ClientStallLimit, StallLimitedStream};
+use super::client_stream::DuplexStream;
 use super::frames::{FrameKind, FrameScanner, close_code, close_frame};
 use super::models::{HeldLease, LeasedModel};
 use super::record::ProxyRequestRecord;
@@ -106,9 +107,10 @@ struct SocketSide {
     early: Bytes,
 }
 
-fn client_side(upgraded: Upgraded) -> Option<SocketSide> {
-    let parts = upgraded.downcast::<TokioIo<GuardedIo<ClientStream>>>().ok()?;
-    Some(SocketSide { stream: parts.io.into_inner().into_inner().into(), early: parts.read_buf })
+fn client_side(upgraded: Upgraded) -> Option<(SocketSide, ClientStallLimit)> {
+    let parts = upgraded.downcast::<TokioIo<GuardedIo<StallLimitedStream>>>().ok()?;
+    let (stream, stall) = parts.io.into_inner().into_inner().into_parts();
+    Some((SocketSide { stream: stream.into(), early: parts.read_buf }, stall))
 }
 
 fn app_side(upgraded: Upgraded) -> Option<SocketSide> {
@@ -128,14 +130,14 @@ impl Tunnel {
                 return;
             }
         };
-        let Some((client, app)) = sides else {
+        let Some(((client, stall), app)) = sides else {
             record.failure = Some("a socket is not of the expected kind".to_owned());
             return;
         };
 
         let (end, state) = match socket_use {
-            SocketUse::Display => join_display(client, app, &shutdown, &activity).await,
-            SocketUse::Work(work) => join_work(client, app, work, &shutdown, &activity).await,
+            SocketUse::Display => join_display(client, app, &stall, &shutdown, &activity).await,
+            SocketUse::Work(work) => join_work(client, app, work, &stall, &shutdown, &activity).await,
         };
 
         record.is_complete = !matches!(end, SocketEnd::ClientClosed);
@@ -177,13 +179,14 @@ impl SharedState {
 async fn join_display(
     client: SocketSide,
     app: SocketSide,
+    stall: &ClientStallLimit,
     shutdown: &CancellationToken,
     activity: &AppActivity,
 ) -> (SocketEnd, SocketState) {
     let state = SharedState::default();
 
     let end = tokio::select! {
-        () = copy_to_client(&app, &client.stream, &state, || activity.record(), || {}) => SocketEnd::AppClosed,
+        end = copy_to_client(&app, &client.stream, stall, &state, || activity.record(), || {}) => end,
         () = copy_to_app(&client, &app.stream) => SocketEnd::ClientClosed,
         () = shutdown.cancelled() => SocketEnd::Shutdown,
     };
@@ -194,6 +197,7 @@ async fn join_work(
     client: SocketSide,
     app: SocketSide,
     mut work: SocketWork,
+    stall: &ClientStallLimit,
     shutdown: &CancellationToken,
     activity: &AppActivity,
 ) -> (SocketEnd, SocketState) {
@@ -203,7 +207,7 @@ async fn join_work(
     let leases = LeaseSignals { wanted: Notify::new(), arrived: Notify::new() };
 
     let end = tokio::select! {
-        () = copy_to_client(&app, &client.stream, &state, || activity.record(), || leases.wanted.notify_one()) => SocketEnd::AppClosed,
+        end = copy_to_client(&app, &client.stream, stall, &state, || activity.record(), || leases.wanted.notify_one()) => end,
         () = copy_messages(&client, &app.stream, &state, &leases) => SocketEnd::ClientClosed,
         error = renew_lease(&work, &state, &leases) => SocketEnd::Unavailable(error),
         () = expire_lease(&state, work.socket_idle) => SocketEnd::ClientClosed,
@@ -243,10 +247,11 @@ async fn close(client: DuplexStream, end: &SocketEnd, state: SocketState) -> (So
 async fn copy_to_client(
     app: &SocketSide,
     client: &DuplexStream,
+    stall: &ClientStallLimit,
     state: &SharedState,
     on_piece: impl Fn(),
     on_message: impl Fn(),
-) {
+) -> SocketEnd {
     let mut piece = app.early.clone();
 
     loop {
@@ -265,8 +270,12 @@ async fn copy_to_client(
                 on_message();
             }
 
-            if client.write_all(&piece).await.is_err() {
-                return;
+            let written = stall.watch_write(client.write_all(&piece), || client.unacknowledged_bytes()).await;
+            if written.is_err() {
+                if stall.has_stalled() {
+                    client.reset_at_close();
+                }
+                return SocketEnd::ClientClosed;
             }
             let mut state = state.lock();
             state.is_writing = false;
@@ -275,7 +284,7 @@ async fn copy_to_client(
 
         piece = match app.stream.read_some().await {
             Ok(piece) if !piece.is_empty() => piece,
-            _ => return,
+            _ => return SocketEnd::AppClosed,
         };
     }
 }

@@ -11,6 +11,7 @@ mod fixture;
 mod hostile;
 mod lists;
 mod sockets;
+mod stalled_clients;
 mod tls;
 mod visits;
 mod waiting;

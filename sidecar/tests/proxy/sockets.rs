@@ -11,14 +11,14 @@ use crate::app::RawUpstreamApp;
 use crate::client::{Client, LONG};
 use crate::fixture::{Fixture, counts};
 
-fn handshake(path: &str) -> String {
+pub fn handshake(path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: gpu.example\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nOrigin: http://gpu.example\r\n\r\n"
     )
 }
 
-const ACCEPT: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+pub const ACCEPT: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                       Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// A frame of a client, masked with zeros.

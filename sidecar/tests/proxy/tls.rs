@@ -18,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 use crate::app::{RawUpstreamApp, find};
 use crate::client::{LONG, exchange, get, post};
 use crate::fixture::{Fixture, counts, soon};
+use crate::stalled_clients::{CHUNKED, STALL, assert_cut_off, chunk, flooding};
 
 /// A certificate for 127.0.0.1, in files.
 struct Certificate {
@@ -197,4 +198,25 @@ async fn without_tls_the_scheme_is_http() {
     let proxy = Fixture::start(app.address).await;
     exchange(proxy.address, get("/v1/models")).await;
     assert_eq!(app.only().header("x-forwarded-proto"), Some("http"));
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_cut_off() {
+    let (app, has_ended) = flooding(CHUNKED, chunk()).await;
+    let certificate = Certificate::new();
+    let tls = certificate.tls();
+    let proxy = Fixture::with(app.address, |options| {
+        options.settings.tls = Some(tls);
+        options.settings.client_stall = Some(STALL);
+    })
+    .await;
+
+    let mut client = connect(proxy.address, &certificate.pem).await.unwrap();
+    client.write_all(post("/v1/chat", "{}").as_bytes()).await.unwrap();
+    until(&mut client, "xxxx").await;
+    counts(&proxy.tiny(), 1, 0).await;
+
+    assert_cut_off(&proxy, has_ended).await;
+    let ended = timeout(LONG, client.read_to_end(&mut Vec::new())).await.unwrap();
+    assert!(ended.is_err(), "{ended:?}");
 }
