@@ -18,6 +18,8 @@ use crate::status::AppStatus;
 const METRICS_PATH: &str = "/metrics";
 /// Prometheus gives up after 10 s by default.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(9);
+/// How much of an app's error is passed on.
+const SHOWN_CHARS: usize = 300;
 /// Prometheus' text format, which apps speak when no other is asked for.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -75,7 +77,15 @@ impl ProxyCore {
         let port = self.routes.metrics_port().map(|port| self.upstream.settings().busy_port.unwrap_or(port));
         let upstream = port.map_or_else(|| self.upstream.clone(), |port| self.upstream.with_port(port));
         match upstream.call(&request).await {
-            Ok(answer) => text(answer.status, Body::from(answer.body)),
+            // An app without metrics is no failure of it.
+            Ok(answer) if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND => {
+                text(answer.status, Body::from(answer.body))
+            }
+            Ok(answer) => {
+                let said = hush_log::printable(&String::from_utf8_lossy(&answer.body), SHOWN_CHARS);
+                let cause = format!("the app answered the request for its metrics with {}: {said}", answer.status);
+                failed(StatusCode::BAD_GATEWAY, cause)
+            }
             Err(error) => failed(StatusCode::BAD_GATEWAY, explain(&error)),
         }
     }

@@ -19,7 +19,7 @@ use hush_sidecar::app::{
 };
 use hush_sidecar::proxy::{Proxy, ProxyMetrics, ProxySettings, RequestRoutes};
 use hush_sidecar::status::AppStatus;
-use hush_sidecar::upstream::{Upstream, UpstreamSettings};
+use hush_sidecar::upstream::{Upstream, UpstreamCredential, UpstreamSettings};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -166,6 +166,8 @@ pub struct FixtureOptions {
     pub settings: ProxySettings,
     pub lifecycle: LifecycleSettings,
     pub can_load: bool,
+    /// Of the sidecar's own requests.
+    pub credential: Option<UpstreamCredential>,
 }
 
 impl Default for FixtureOptions {
@@ -175,7 +177,7 @@ impl Default for FixtureOptions {
             concurrency: NonZeroUsize::new(64).unwrap(),
             ..LifecycleSettings::default()
         };
-        Self { settings: ProxySettings::default(), lifecycle, can_load: true }
+        Self { settings: ProxySettings::default(), lifecycle, can_load: true, credential: None }
     }
 }
 
@@ -206,7 +208,8 @@ impl Fixture {
         let models = Arc::new(models);
 
         let (status, status_seen) = watch::channel(AppStatus::Running { version: None });
-        let upstream = Upstream::new(UpstreamSettings::new(app.ip().to_string(), app.port()));
+        let upstream = UpstreamSettings::new(app.ip().to_string(), app.port());
+        let upstream = Upstream::new(UpstreamSettings { credential: options.credential, ..upstream });
         let metrics = ProxyMetrics::new(&registry).unwrap();
         let routes = Arc::new(TableRoutes);
         let proxy = Proxy::new(Arc::clone(&models), routes, upstream, status_seen, options.settings, metrics);

@@ -5,6 +5,7 @@
 mod adversarial;
 mod answers;
 mod app;
+mod app_metrics;
 mod bodies;
 mod client;
 mod fixture;

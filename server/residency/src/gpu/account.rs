@@ -186,7 +186,13 @@ impl AccountsInner {
 
     fn set_holding(&self, model: &str, entry: &mut AccountEntry, holding: MemoryHolding) {
         let (gpu_uuid, vram_bytes) = (&holding.device.uuid, holding.bytes);
-        tracing::info!(model, gpu_uuid, vram_bytes, method = holding.method, "holds device memory");
+        let method = holding.method;
+        if vram_bytes == 0 {
+            // No warning: some models take their memory with their first request.
+            tracing::info!(model, gpu_uuid, method, "the load took no device memory");
+        } else {
+            tracing::info!(model, gpu_uuid, vram_bytes, method, "holds device memory");
+        }
 
         self.needs.raise(&Self::need_key(model, entry, gpu_uuid), vram_bytes);
         entry.holding = Some(holding);

@@ -232,6 +232,10 @@ fn a_load_that_lies_shows_no_memory_and_does_no_harm() -> Result<()> {
 
     let vram = governed.sidecar()?.metric("hush_model_vram_bytes", &["model=\"tiny\""])?;
     assert_eq!(vram, Some(0.0));
+    let measured = governed.sidecar()?.metric("hush_model_vram_method_info", &["model=\"tiny\""])?;
+    assert_eq!(measured, Some(1.0), "0 is what was measured");
+    let told = governed.sidecar()?.log().iter().filter(|line| line.contains("the load took no device memory")).count();
+    assert_eq!(told, 1);
     let proof = governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
     assert_eq!((&proof["reclaimed_bytes"], &proof["residual_bytes"]), (&0.into(), &0.into()), "{proof}");
     governed.assert_no_violation()

@@ -1,6 +1,7 @@
 //! The sidecar in front of apps: the same scenarios for each of them, and those of some apps alone.
 
 mod adoption;
+mod app_metrics;
 mod every_app;
 mod faults;
 mod fixture;
