@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hush_tests::apps::TestedApp;
 use hush_tests::apps::standins::{JournalEvent, StandInKind};
 use hush_tests::http::{self, Response};
 
