@@ -116,7 +116,7 @@ fn parts_that_contradict_each_other_are_refused() {
 #[test]
 fn the_alert_about_an_empty_gpu_leaves_out_apps_that_load_with_the_first_request() {
     let loads_late = |name: &&str| {
-        let app = app(name);
+        let app = App::find(name).unwrap();
         app.can_unload() && app.load("m").is_none() && !app.starts_loaded()
     };
     let mut names: Vec<_> = App::known().filter(loads_late).collect();
