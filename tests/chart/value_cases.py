@@ -335,14 +335,17 @@ apps: [{name: chat}]
     }),
     ("""
 app: {image: "x/y:1", port: 8000, models: [m]}
+monitoring: {serviceMonitor: {enabled: true, appMetrics: true}}
 apps:
 - {name: chat, mode: process, command: [serve], readyPath: /up, podDisruptionBudget: {enabled: false}, gpu: {count: 0, visibleDevices: GPU-a}}
-- {name: started, kind: vllm, startApp: true, unload: process, command: [serve], readyPath: /up}
+- {name: started, kind: vllm, startApp: true, unload: process, command: [serve], readyPath: /up, tls: {name: clients}}
 - {name: own, description: "name: own", replicas: null, sidecar: {image: {digest: "sha256:%s"}}, gpu: {enabled: false}}
 - {name: claimed, kind: vllm, gpu: {count: 0}, resourceClaims: [{name: gpu, resourceClaimName: the-gpu}, {name: more, resourceClaimTemplateName: t}], resources: {claims: [{name: gpu}]}}
 """ % ("2" * 64), {
         f"{APP_HERE}.args": Has("--app=process", "--mode=process", "--ready=/up", "--", "serve"), f"{APP} {POD}.initContainers[copy-sidecar].image": "hush-sidecar:0.1.0",
         f"Deployment/hush-started {POD}.containers[app].args": Has("--app=vllm", "--mode=api", "--unload=process", "--ready=/up", "--", "serve"),
+        f"Deployment/hush-started {POD}.volumes[tls].secret.secretName": "clients",
+        "ServiceMonitor/hush-app spec.endpoints[1].path": "/app/metrics",
         f"{APP_HERE}.env[NVIDIA_VISIBLE_DEVICES].value": "GPU-a", f"{APP_HERE}.resources.limits": ABSENT,
         "PodDisruptionBudget/hush-chat metadata": ABSENT, "ConfigMap/hush-own data.app\\.yaml": "name: own\n",
         f"Deployment/hush-own {POD}.initContainers[sidecar].image": f"hush-sidecar@sha256:{'2' * 64}", "Deployment/hush-own spec.replicas": ABSENT,

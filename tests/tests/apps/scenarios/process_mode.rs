@@ -49,9 +49,12 @@ impl ProcessFixture {
             let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             // A process that has ended meanwhile has no command line.
             let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let names_script = String::from_utf8_lossy(&command).contains(&script);
+            let command = String::from_utf8_lossy(&command);
             let program = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            let names_script = names_script && !program.starts_with("hush-sidecar");
+            // The keeper lives a little longer than the app; a process that the sidecar forks has its name until it starts another
+            // program.
+            let is_own = command.starts_with("hush-keeper") || program.starts_with("hush-sidecar");
+            let names_script = command.contains(&script) && !is_own;
             if names_script && pid != self.sidecar.pid() && process::state(pid).is_some_and(|state| state != 'Z') {
                 found.push(pid);
             }
