@@ -31,6 +31,7 @@ pub struct CommandLog {
     last_unload: BTreeMap<GpuId, Timestamp>,
     // Looked up for each model in each step, and never iterated in an order that matters.
     pending: HashMap<ModelKey, PendingCommand>,
+    // A sample of the model must be newer than this.
     decided: HashMap<ModelKey, Timestamp>,
     gpu_decided: BTreeMap<GpuId, Timestamp>,
 }
@@ -87,10 +88,15 @@ impl CommandLog {
         }
     }
 
-    /// Ends the command for a model.
+    /// Ends the command for a model. After an unload only samples that are newer than its end count, of the model as of its
+    /// GPU: an older sample may show the model as it was before.
     pub fn settle(&mut self, key: &ModelKey, outcome: CommandOutcome) {
         let gpu = self.pending.remove(key).and_then(|command| command.gpu);
-        if let (CommandOutcome::Unloaded { completed_at }, Some(gpu)) = (outcome, gpu) {
+        let CommandOutcome::Unloaded { completed_at } = outcome else { return };
+
+        let decided = self.decided.entry(key.clone()).or_insert(completed_at);
+        *decided = completed_at.max(*decided);
+        if let Some(gpu) = gpu {
             let last = self.last_unload.entry(gpu).or_insert(completed_at);
             *last = completed_at.max(*last);
         }
@@ -100,7 +106,8 @@ impl CommandLog {
         self.pending.contains_key(key)
     }
 
-    /// Whether a decision that rested on this sample, or on a newer one, named the model.
+    /// Whether a decision that rested on this sample, or on a newer one, named the model, or the sample is older than the end
+    /// of the model's last unload.
     pub fn is_used(&self, key: &ModelKey, sampled_at: Timestamp) -> bool {
         self.decided.get(key).is_some_and(|at| sampled_at <= *at)
     }

@@ -270,3 +270,26 @@ fn after_an_unload_only_a_newer_sample_counts() {
     assert!(!acts(&plan), "sampled when the unload ended");
     assert!(acts(&step(&mut memory, at(GRACE + 5), &without(1), &policies)), "sampled a second later");
 }
+
+#[test]
+fn a_sample_from_before_the_end_of_its_unload_does_not_count_for_a_model() {
+    let (mut memory, policies) = (StepMemory::default(), soft(GIB));
+    for second in 0..=GRACE {
+        step(&mut memory, at(second), &seen(GIB), &policies);
+    }
+    for name in ["w1", "w2", "w3"] {
+        memory.settle(&model(name, "").key, CommandOutcome::Unloaded { completed_at: at(GRACE + 3) });
+    }
+
+    // Another server on the same card has newer figures of the card than the servers of these models.
+    let with_models_of = |age: u64| {
+        let mut world = seen(GIB);
+        for model in &mut world.models {
+            model.sample_age = Duration::from_secs(age);
+        }
+        world
+    };
+    let plan = step(&mut memory, at(GRACE + 4), &with_models_of(2), &policies);
+    assert!(!acts(&plan), "sampled after the decision and before the unload ended");
+    assert!(acts(&step(&mut memory, at(GRACE + 5), &with_models_of(1), &policies)), "sampled after the unload ended");
+}
