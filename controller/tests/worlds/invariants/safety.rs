@@ -65,7 +65,8 @@ fn check_fresh(context: &DecisionContext<'_>, known: &KnownModel<'_>, decision: 
     ensure(gpu, || format!("rests on a stale card: {decision:?}"))
 }
 
-/// No second decision rests on one sample, and there is none while a command is under way.
+/// No second decision rests on one sample, none on a sample from before the end of the model's unload, and there is none while a
+/// command is under way.
 fn check_once(
     tracker: &InvariantTracker,
     context: &DecisionContext<'_>,
@@ -76,6 +77,9 @@ fn check_once(
     let remembered = |at: Option<&u64>| at.copied().filter(|at| *at > since);
     if let Some(at) = remembered(tracker.decided.get(&known.model_index)) {
         ensure(known.sampled_at > at, || format!("named again on the same sample: {decision:?}"))?;
+    }
+    if let Some(at) = remembered(tracker.settled.get(&known.model_index)) {
+        ensure(known.sampled_at > at, || format!("rests on a sample from before its unload ended: {decision:?}"))?;
     }
 
     for sent in

@@ -19,6 +19,8 @@ pub struct InvariantTracker {
     steps: u64,
     /// For each model when a decision last named it.
     pub decided: BTreeMap<usize, u64>,
+    /// For each model when an unload was last reported as ended.
+    pub settled: BTreeMap<usize, u64>,
     /// For each model when its server last accepted an unload from the controller.
     pub accepted: BTreeMap<usize, u64>,
     /// For each GPU when an unload was last decided.
@@ -80,7 +82,10 @@ impl InvariantTracker {
     }
 
     pub fn command_settled(&mut self, now: u64, sent: &SentCommand, outcome: CommandOutcome) {
-        if let (CommandOutcome::Unloaded { .. }, Some(gpu)) = (outcome, &sent.decision.gpu) {
+        let CommandOutcome::Unloaded { .. } = outcome else { return };
+
+        self.settled.insert(sent.model_index, now);
+        if let Some(gpu) = &sent.decision.gpu {
             self.gpu_settled.insert(gpu.clone(), now);
         }
     }
@@ -120,11 +125,14 @@ impl InvariantTracker {
             || newer(&self.gpu_settled)
     }
 
-    /// Whether the controller may assume that a command for the model is under way, or that its sample was used.
+    /// Whether the controller may assume that a command for the model is under way, or that its sample was used or is older than
+    /// the end of its unload.
     pub fn may_spare(&self, context: &DecisionContext<'_>, known: &KnownModel<'_>) -> bool {
         let under_way = context.controller.sent_commands.iter().filter(|sent| sent.decided_at < context.now);
         let mut under_way = under_way.filter(|sent| sent.model_index == known.model_index);
-        under_way.next().is_some() || self.decided.get(&known.model_index).is_some_and(|at| known.sampled_at <= *at)
+        let newer =
+            |times: &BTreeMap<usize, u64>| times.get(&known.model_index).is_some_and(|at| known.sampled_at <= *at);
+        under_way.next().is_some() || newer(&self.decided) || newer(&self.settled)
     }
 
     /// Whether an unload is on its way to the server of the model.
