@@ -286,6 +286,10 @@ async fn controllers_beside_a_server_and_beside_a_sidecar_agree() -> Result<()> 
     stage.others_hold(22)?;
     speech.server.wait_for_state("unloaded", SOON)?;
     assert_eq!(speech.server.unloads_ordered(), [format!("system:serviceaccount:{}:{SERVER}", speech.namespace.name)]);
+    // The command ends a little after the server has unloaded.
+    wait_for("the command of the controller beside the server", SOON, || {
+        Ok((!beside_speech.sent()?.is_empty()).then_some(()))
+    })?;
     assert_eq!((beside_llm.sent()?.len(), beside_speech.sent()?.len()), (1, 1));
     Ok(())
 }

@@ -101,37 +101,46 @@ impl LlamaRouterStandIn {
 
     fn answer_unload(self: &Arc<Self>, request: &Incoming) -> Response {
         let name = request.model().unwrap_or_default();
-        match self.app.phase(&name) {
-            _ if !self.app.is_known(&name) => return error_answer(400, "model is not found"),
+        if !self.app.is_known(&name) {
+            return error_answer(400, "model is not found");
+        }
+
+        // The state is changed before the answer, so that a request that comes after it waits for the next child.
+        match self.begin_stop(&name) {
             Phase::Away => return error_answer(400, "model is not running"),
             // Says success and does nothing.
             Phase::Unloading => self.app.journal.violation(ViolationKind::UnloadTwice, name),
-            Phase::Loading | Phase::Loaded => {
+            Phase::Loading => self.app.judge_idleness(&name),
+            Phase::Loaded => {
                 self.app.judge_idleness(&name);
                 let router = Arc::clone(self);
-                tokio::spawn(async move { router.stop(&name).await });
+                tokio::spawn(async move { router.finish_stop(&name).await });
             }
         }
         json_answer(200, &json!({"success": true}))
     }
 
-    /// Asks the child to stop, and kills it where it is busy for too long.
-    async fn stop(&self, name: &str) {
+    /// Asks the child to stop, kills one that loads, and gives the phase from before.
+    fn begin_stop(&self, name: &str) -> Phase {
         let before = self.app.change(name, |entry| {
             let before = entry.phase;
             match before {
                 Phase::Loaded => entry.phase = Phase::Unloading,
-                // Killed at once.
                 Phase::Loading => entry.cut.cancel(),
                 Phase::Away | Phase::Unloading => {}
             }
             before
         });
-        self.set_killed(name, before == Some(Phase::Loading));
-        if before != Some(Phase::Loaded) {
-            return;
-        }
+        let before = before.unwrap_or(Phase::Away);
 
+        if matches!(before, Phase::Loaded | Phase::Loading) {
+            self.set_killed(name, before == Phase::Loading);
+        }
+        before
+    }
+
+    /// Waits for the end of the child, and kills it where it is busy for too long.
+    async fn finish_stop(&self, name: &str) {
         if self.app.inflight(name) > 0 {
             // Streams stop at once; the child hangs until it is killed.
             self.app.change(name, |entry| entry.cut.cancel());
