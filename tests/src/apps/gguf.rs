@@ -1,5 +1,5 @@
 //! Writes a llama model with random weights in the format GGUF, version 3: small, and as slow as a test wants. It says
-//! nothing sensible and seldom ends by itself.
+//! nothing sensible and does not end by itself.
 
 use std::fs::File;
 use std::io::{BufWriter, Result, Write};
@@ -9,6 +9,7 @@ const MAGIC: &[u8] = b"GGUF";
 const VERSION: u32 = 3;
 const ALIGNMENT: u64 = 32;
 const TYPE_F32: u32 = 0;
+const END_TOKEN: u32 = 2;
 
 /// The sizes of a llama model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,12 +83,20 @@ pub fn write_tiny_llama(path: &Path, model: TinyLlama) -> Result<()> {
     }
 
     let mut random = WeightGenerator(0x9e37_79b9_7f4a_7c15);
-    for (_, shape) in &tensors {
+    for (name, shape) in &tensors {
         file.pad()?;
         // Norms are ones.
         let is_norm = shape.len() == 1;
-        for _ in 0..shape.iter().product::<u64>() {
-            let weight = if is_norm { 1.0 } else { random.next_weight() };
+        // The logit of the end is 0, in the middle of all others, and never among the forty best, of which Ollama draws.
+        let end = u64::from(END_TOKEN) * u64::from(model.width);
+        let end = if name == "output.weight" { end..end + u64::from(model.width) } else { 0..0 };
+        for index in 0..shape.iter().product::<u64>() {
+            let random = random.next_weight();
+            let weight = match is_norm {
+                true => 1.0,
+                false if end.contains(&index) => 0.0,
+                false => random,
+            };
             file.write_all(&weight.to_le_bytes())?;
         }
     }
@@ -168,7 +177,7 @@ fn metadata(model: TinyLlama) -> Vec<(&'static str, MetadataValue)> {
         ("tokenizer.ggml.scores", Reals(vec![0.0; model.vocabulary as usize])),
         ("tokenizer.ggml.token_type", Integers(kinds.collect())),
         ("tokenizer.ggml.bos_token_id", Number(1)),
-        ("tokenizer.ggml.eos_token_id", Number(2)),
+        ("tokenizer.ggml.eos_token_id", Number(END_TOKEN)),
         ("tokenizer.ggml.unknown_token_id", Number(0)),
     ]
 }

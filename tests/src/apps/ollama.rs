@@ -23,7 +23,7 @@ use crate::wait::wait_for;
 const DEADLINE: Duration = Duration::from_secs(120);
 const MODEL: &str = "tiny";
 /// At 7 to 30 ms a token: seconds, on a machine that has nothing else to do as well.
-const LONG_TOKENS: u64 = 2500;
+const LONG_TOKENS: u64 = 400;
 
 pub struct OllamaServer {
     binary: PathBuf,
@@ -43,7 +43,7 @@ impl OllamaServer {
         // One thread: those of ggml spin, and on a busy machine several are many times slower than one.
         fs::write(
             folder.path().join("Modelfile"),
-            "FROM ./tiny.gguf\nPARAMETER num_thread 1\nPARAMETER num_ctx 4096\n",
+            "FROM ./tiny.gguf\nPARAMETER num_thread 1\nPARAMETER num_ctx 2048\n",
         )?;
         let address = http::free_address()?;
         Ok(Self {
