@@ -97,8 +97,14 @@ pub async fn accept_connections<S, F>(
     }
 
     drop(listener);
+    drain_connections(&connections, &cut_off, options.drain_deadline).await;
+}
+
+/// Waits for open connections until the deadline, and cuts off the rest.
+async fn drain_connections(connections: &TaskTracker, cut_off: &CancellationToken, deadline: Duration) {
     connections.close();
-    if tokio::time::timeout(options.drain_deadline, connections.wait()).await.is_err() {
+
+    if tokio::time::timeout(deadline, connections.wait()).await.is_err() {
         tracing::warn!(connections = connections.len(), "cutting off what still runs at the end of the shutdown");
         cut_off.cancel();
         connections.wait().await;

@@ -225,7 +225,7 @@ impl Upstream {
     }
 
     /// As [`Self::call`], over a new connection, and only if `may_send` agrees when the connection is there: what it finds
-    /// out of the app holds for whoever has accepted the connection. `None`: nothing was sent.
+    /// out about the app holds for the process that has accepted the connection. `None`: nothing was sent.
     ///
     /// # Errors
     /// As [`Self::call`].

@@ -178,15 +178,9 @@ fn serve(shared: &HubState, store: bool, mut stream: TcpStream) -> std::io::Resu
         }
     }
     if let Some(rest) = request.path.strip_prefix("/api/models/") {
-        let repo = shared.options.repo.unwrap_or(super::REPO);
-        return match rest.split_once("/revision/") {
-            Some((found, "main" | COMMIT)) if found == repo => plain(&mut stream, 200, &[], listing(shared).as_bytes()),
-            Some((found, _)) if found == repo => {
-                plain(&mut stream, 404, &[("X-Error-Code", "RevisionNotFound")], b"no")
-            }
-            _ => plain(&mut stream, 404, &[("X-Error-Code", "RepoNotFound")], b"no"),
-        };
+        return serve_listing(shared, &mut stream, rest);
     }
+
     let name = request.path.rsplit('/').next().unwrap().to_owned();
     let Ok(content) = fs::read(shared.folder.join(&name)) else {
         return plain(&mut stream, 404, &[("X-Error-Code", "EntryNotFound")], b"no");
@@ -213,6 +207,16 @@ fn serve(shared: &HubState, store: bool, mut stream: TcpStream) -> std::io::Resu
     let tag =
         if store { "\"d41d8cd98f00b204e9800998ecf8427e-3\"".to_owned() } else { format!("\"{}\"", git(&content)) };
     body(&mut stream, shared, &request, content, &tag, fault)
+}
+
+fn serve_listing(shared: &HubState, stream: &mut TcpStream, repo_and_revision: &str) -> std::io::Result<()> {
+    let repo = shared.options.repo.unwrap_or(super::REPO);
+
+    match repo_and_revision.split_once("/revision/") {
+        Some((found, "main" | COMMIT)) if found == repo => plain(stream, 200, &[], listing(shared).as_bytes()),
+        Some((found, _)) if found == repo => plain(stream, 404, &[("X-Error-Code", "RevisionNotFound")], b"no"),
+        _ => plain(stream, 404, &[("X-Error-Code", "RepoNotFound")], b"no"),
+    }
 }
 
 fn body(

@@ -100,24 +100,7 @@ async fn serve(mut args: SidecarArgs) -> anyhow::Result<()> {
     let gpu = AppGpu::start(&args.memory, &registry, &residency).await?;
     let governed = start_app(&args, &configured, parameters)?;
     let detach = DetachFlag::default();
-    let runs = AppRuns::new(governed.upstream.settings());
-    let state_folder = state_folder(&args)?;
-    let record = presence_record(&governed, runs.clone(), state_folder.as_deref());
-    let watch = app_watch(&args, &governed, app_metrics.clone(), (runs.clone(), record.clone()), state_folder);
-    let runners = RunnersSettings {
-        app: Arc::clone(&governed.app),
-        upstream: governed.upstream.clone(),
-        timeouts: RunnerTimeouts { load: args.life.load_timeout, unload: args.life.unload_timeout },
-        observations: watch.observations(),
-        status: watch.status(),
-        detach: detach.clone(),
-        runs,
-        record,
-        activity: governed.activity.clone(),
-        survivors: governed.survivors.clone(),
-        control: governed.supervised.as_ref().map(SupervisedApp::control),
-        metrics: app_metrics.clone(),
-    };
+    let (watch, runners) = watch_with_runners(&args, &governed, &app_metrics, &detach)?;
     let models = start_models(&args, &configured, &governed, runners, &gpu, &residency)?;
     app_metrics.register(&registry, governed.metric_sources(watch.status()))?;
 
@@ -141,16 +124,13 @@ async fn serve(mut args: SidecarArgs) -> anyhow::Result<()> {
         "listening"
     );
 
-    let signal = next_end_signal().await?;
-    let drain = args.life.drain_timeout;
-    tracing::info!(signal, "shutting down; requests that have arrived are served, for {drain:?} at most");
-    let ends_app = governed.supervised.is_some() || args.life.unload_at_end;
-    if !ends_app {
+    wait_for_end(args.life.drain_timeout).await?;
+    if governed.supervised.is_none() && !args.life.unload_at_end {
         detach.set();
     }
 
     proxy.shut_down();
-    let (served, ()) = tokio::join!(requests, models.shutdown(drain));
+    let (served, ()) = tokio::join!(requests, models.shutdown(args.life.drain_timeout));
     watching.abort();
     if let Some(supervised) = governed.supervised {
         supervised.stop().await;
@@ -160,6 +140,46 @@ async fn serve(mut args: SidecarArgs) -> anyhow::Result<()> {
     operations.abort();
     tracing::info!("ended");
     served.context("serving requests")
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn wait_for_end(drain: Duration) -> anyhow::Result<()> {
+    let signal = next_end_signal().await?;
+
+    tracing::info!(signal, "shutting down; requests that have arrived are served, for {drain:?} at most");
+    Ok(())
+}
+
+/// The watch over the app, and what the runners of its models share with it.
+///
+/// # Errors
+/// If the folder for records was configured and cannot be used.
+fn watch_with_runners(
+    args: &SidecarArgs,
+    governed: &StartedApp,
+    metrics: &AppMetrics,
+    detach: &DetachFlag,
+) -> anyhow::Result<(AppWatch, RunnersSettings)> {
+    let runs = AppRuns::new(governed.upstream.settings());
+    let folder = state_folder(args)?;
+    let record = presence_record(governed, runs.clone(), folder.as_deref());
+    let watch = app_watch(args, governed, metrics.clone(), (runs.clone(), record.clone()), folder);
+
+    let runners = RunnersSettings {
+        app: Arc::clone(&governed.app),
+        upstream: governed.upstream.clone(),
+        timeouts: RunnerTimeouts { load: args.life.load_timeout, unload: args.life.unload_timeout },
+        observations: watch.observations(),
+        status: watch.status(),
+        detach: detach.clone(),
+        runs,
+        record,
+        activity: governed.activity.clone(),
+        survivors: governed.survivors.clone(),
+        control: governed.supervised.as_ref().map(SupervisedApp::control),
+        metrics: metrics.clone(),
+    };
+    Ok((watch, runners))
 }
 
 fn find_app(name: &str) -> anyhow::Result<App> {

@@ -184,7 +184,11 @@ impl RunnerTask {
             }
         };
 
-        let total = began.elapsed();
+        self.finish_load(loaded, began.elapsed()).await
+    }
+
+    /// Reports how a load that took `total` has ended.
+    async fn finish_load(&mut self, loaded: Result<LoadedContent, ActionError>, total: Duration) -> NextPhase {
         match loaded {
             Ok(LoadedContent { loaded: LoadedInApp { run, instance, was_there }, was_started }) => {
                 self.loaded = Some(LoadedInstance { since: Instant::now(), run, instance, was_held: false });

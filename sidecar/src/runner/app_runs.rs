@@ -119,7 +119,7 @@ impl AppRuns {
         let before = self.lock().identity.listeners.clone();
         let listeners = self.listeners_unlike_none(!before.is_empty()).await;
 
-        // Whoever has accepted the connection listens: where the listeners were seen before and it is not, it is another.
+        // The process that has accepted the connection listens: if none of the listeners from before does, it is another process.
         let current = self.current();
         let is_other = current.is_up && !before.is_empty() && !before.iter().any(|socket| listeners.contains(socket));
         tracing::debug!(?before, ?listeners, is_other, "connected to the app");

@@ -29,12 +29,12 @@ pub struct StoredPresence {
     /// The start of the machine: sockets are numbered anew with each.
     boot: String,
     listeners: Vec<u64>,
-    model: StoredModel,
+    model: StoredModelState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum StoredModel {
+enum StoredModelState {
     Loaded,
     Away,
     Changing,
@@ -150,13 +150,13 @@ impl PresenceRecord {
         }
 
         let guard = PresenceChangeGuard { record: self.clone(), run: run.clone(), is_over: false };
-        if let Err(error) = self.write(run, StoredModel::Changing).await {
+        if let Err(error) = self.write(run, StoredModelState::Changing).await {
             return Err(RecordError::Write(error));
         }
         Ok(guard)
     }
 
-    async fn write(&self, run: &RunIdentity, model: StoredModel) -> io::Result<()> {
+    async fn write(&self, run: &RunIdentity, model: StoredModelState) -> io::Result<()> {
         let Some(file) = self.inner.file.clone() else { return Ok(()) };
         let stored = StoredPresence { boot: self.inner.boot.clone(), listeners: run.listeners.clone(), model };
 
@@ -210,9 +210,9 @@ impl PresenceChangeGuard {
     pub async fn finish(mut self, is_loaded: bool) {
         self.is_over = true;
         let (stored, presence) = if is_loaded {
-            (StoredModel::Loaded, RecordedPresence::Loaded)
+            (StoredModelState::Loaded, RecordedPresence::Loaded)
         } else {
-            (StoredModel::Away, RecordedPresence::Away)
+            (StoredModelState::Away, RecordedPresence::Away)
         };
 
         // The file still says that a change was on its way, which is less than is known.
@@ -261,12 +261,12 @@ fn presence_at_start(
     match stored.model {
         // Each run begins with its model in memory.
         _ if is_other => RecordedPresence::Loaded,
-        StoredModel::Loaded => RecordedPresence::Loaded,
-        StoredModel::Away if can_compare => RecordedPresence::Away,
-        StoredModel::Away => RecordedPresence::Unknown {
+        StoredModelState::Loaded => RecordedPresence::Loaded,
+        StoredModelState::Away if can_compare => RecordedPresence::Away,
+        StoredModelState::Away => RecordedPresence::Unknown {
             cause: restart_it("an earlier sidecar has unloaded its model, and it may have been started anew since"),
         },
-        StoredModel::Changing => RecordedPresence::Unknown {
+        StoredModelState::Changing => RecordedPresence::Unknown {
             cause: restart_it("an earlier sidecar ended while it loaded or unloaded the model"),
         },
     }
@@ -297,7 +297,7 @@ mod tests {
         run
     }
 
-    fn stored(listeners: &[u64], model: StoredModel) -> Result<Option<StoredPresence>, String> {
+    fn stored(listeners: &[u64], model: StoredModelState) -> Result<Option<StoredPresence>, String> {
         Ok(Some(StoredPresence { boot: "b".to_owned(), listeners: listeners.to_vec(), model }))
     }
 
@@ -307,7 +307,9 @@ mod tests {
 
     #[test]
     fn a_run_that_the_sidecar_has_seen_starting_has_its_model() {
-        for record in [stored(&[7], StoredModel::Away), stored(&[], StoredModel::Changing), Err("?".to_owned())] {
+        for record in
+            [stored(&[7], StoredModelState::Away), stored(&[], StoredModelState::Changing), Err("?".to_owned())]
+        {
             assert_eq!(at_start(&run(&[7], true), record), RecordedPresence::Loaded);
         }
     }
@@ -316,18 +318,21 @@ mod tests {
     fn a_record_counts_for_its_own_run_alone() {
         let here = run(&[7, 8], false);
 
-        assert_eq!(at_start(&here, stored(&[8], StoredModel::Away)), RecordedPresence::Away);
-        assert_eq!(at_start(&here, stored(&[9], StoredModel::Away)), RecordedPresence::Loaded);
-        assert_eq!(at_start(&here, stored(&[9], StoredModel::Changing)), RecordedPresence::Loaded);
-        assert_eq!(presence_at_start(&here, "later", stored(&[8], StoredModel::Away), true), RecordedPresence::Loaded);
+        assert_eq!(at_start(&here, stored(&[8], StoredModelState::Away)), RecordedPresence::Away);
+        assert_eq!(at_start(&here, stored(&[9], StoredModelState::Away)), RecordedPresence::Loaded);
+        assert_eq!(at_start(&here, stored(&[9], StoredModelState::Changing)), RecordedPresence::Loaded);
+        assert_eq!(
+            presence_at_start(&here, "later", stored(&[8], StoredModelState::Away), true),
+            RecordedPresence::Loaded
+        );
     }
 
     #[test]
     fn nothing_is_assumed_where_nothing_is_known() {
         let doubtful = [
-            at_start(&run(&[7], false), stored(&[7], StoredModel::Changing)),
-            at_start(&run(&[], false), stored(&[7], StoredModel::Away)),
-            at_start(&run(&[7], false), stored(&[], StoredModel::Away)),
+            at_start(&run(&[7], false), stored(&[7], StoredModelState::Changing)),
+            at_start(&run(&[], false), stored(&[7], StoredModelState::Away)),
+            at_start(&run(&[7], false), stored(&[], StoredModelState::Away)),
             at_start(&run(&[7], false), Err("the file is broken".to_owned())),
             presence_at_start(&run(&[7], false), "b", Ok(None), false),
         ];
@@ -340,7 +345,7 @@ mod tests {
     #[test]
     fn an_app_that_no_sidecar_has_touched_has_its_model() {
         assert_eq!(at_start(&run(&[7], false), Ok(None)), RecordedPresence::Loaded);
-        assert_eq!(at_start(&run(&[], false), stored(&[7], StoredModel::Loaded)), RecordedPresence::Loaded);
+        assert_eq!(at_start(&run(&[], false), stored(&[7], StoredModelState::Loaded)), RecordedPresence::Loaded);
     }
 
     #[test]

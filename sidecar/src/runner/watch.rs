@@ -185,7 +185,7 @@ impl AppWatch {
             Ok(identity) => match self.obstacle() {
                 Some(cause) => AppStatus::Unsuitable { cause },
                 None => {
-                    // Whoever sees the app as ready sees its model too.
+                    // Before the status changes, so that an app that is shown as ready is shown with its model.
                     self.adopt_from_start(handles);
                     self.log_warnings(&identity.warnings);
                     AppStatus::Running { version: identity.version }

@@ -22,13 +22,13 @@ fn with_metrics() -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{METRICS}", METRICS.len())
 }
 
-struct Scrape {
+struct AppScrape {
     status: u16,
     content_type: String,
     text: String,
 }
 
-impl Scrape {
+impl AppScrape {
     async fn of(proxy: &Fixture, query: Option<&str>) -> Self {
         let answer = proxy.proxy.scrape_app(query).await;
         let (head, body) = answer.into_parts();
@@ -57,7 +57,7 @@ async fn they_arrive_unchanged_and_are_asked_for_with_the_apps_credential() {
     let proxy = Fixture::with(app.address, |options| options.credential = Some(credential)).await;
     proxy.tiny().load().await.unwrap();
 
-    let scrape = Scrape::of(&proxy, Some("autoload=true&model=tiny&x=%2F")).await;
+    let scrape = AppScrape::of(&proxy, Some("autoload=true&model=tiny&x=%2F")).await;
     assert_eq!((scrape.status, scrape.text.as_str()), (200, METRICS));
     assert!(scrape.content_type.starts_with("text/plain; version=0.0.4"), "{}", scrape.content_type);
 
@@ -76,16 +76,16 @@ async fn there_are_none_while_the_model_is_away_and_the_app_is_not_asked() {
     proxy.model("big:7b").load().await.unwrap();
 
     for query in [None, Some(""), Some("model=tiny"), Some("model=tiny&autoload=true")] {
-        let scrape = Scrape::of(&proxy, query).await;
+        let scrape = AppScrape::of(&proxy, query).await;
         assert!(scrape.is_empty(), "{query:?}: {} {}", scrape.status, scrape.text);
     }
-    let unknown = Scrape::of(&proxy, Some("model=none")).await;
+    let unknown = AppScrape::of(&proxy, Some("model=none")).await;
     assert_eq!(unknown.status, 404, "{}", unknown.text);
 
     proxy.status.send_replace(AppStatus::Stopped);
-    assert!(Scrape::of(&proxy, Some("model=big:7b")).await.is_empty());
+    assert!(AppScrape::of(&proxy, Some("model=big:7b")).await.is_empty());
     proxy.status.send_replace(AppStatus::Unreachable { cause: "it has ended".to_owned() });
-    let unreachable = Scrape::of(&proxy, Some("model=big:7b")).await;
+    let unreachable = AppScrape::of(&proxy, Some("model=big:7b")).await;
     assert_eq!((unreachable.status, unreachable.text.as_str()), (503, "it has ended\n"));
 
     assert!(app.seen().is_empty(), "{:?}", app.seen());
@@ -105,12 +105,12 @@ async fn scrapes_do_not_keep_a_model_in_memory() {
     let begun = Instant::now();
     while proxy.tiny().snapshot().state != ModelState::Unloaded {
         assert!(begun.elapsed() < LONG, "it stays");
-        let _ = Scrape::of(&proxy, Some("model=tiny")).await;
+        let _ = AppScrape::of(&proxy, Some("model=tiny")).await;
         sleep(Duration::from_millis(20)).await;
     }
 
     assert!(app.seen().len() > 3, "{} scrapes reached the app", app.seen().len());
-    assert!(Scrape::of(&proxy, Some("model=tiny")).await.is_empty());
+    assert!(AppScrape::of(&proxy, Some("model=tiny")).await.is_empty());
 }
 
 #[tokio::test]
@@ -134,7 +134,7 @@ async fn an_app_that_fails_is_a_bad_gateway() {
         let proxy = Fixture::start(app.address).await;
         proxy.tiny().load().await.unwrap();
 
-        let scrape = Scrape::of(&proxy, Some("model=tiny")).await;
+        let scrape = AppScrape::of(&proxy, Some("model=tiny")).await;
         assert_eq!(scrape.status, status, "{answer:?}: {}", scrape.text);
         assert!(scrape.text.contains(said) && !scrape.text.is_empty(), "{answer:?}: {}", scrape.text);
     }

@@ -166,7 +166,7 @@ pub struct FixtureOptions {
     pub settings: ProxySettings,
     pub lifecycle: LifecycleSettings,
     pub can_load: bool,
-    /// Of the sidecar's own requests.
+    /// The credential of the sidecar's own requests.
     pub credential: Option<UpstreamCredential>,
 }
 
