@@ -9,17 +9,17 @@ const ABSENT_AFTER: Duration = Duration::from_secs(120);
 /// When controllers have used the admin API. Cheap to clone; clones are the same record.
 #[derive(Clone, Default)]
 pub struct ControllerPresence {
-    record: Arc<Mutex<PresenceRecord>>,
+    record: Arc<Mutex<ControllerRequests>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct PresenceRecord {
+struct ControllerRequests {
     last_request: Option<Instant>,
     /// Streams of events that are open.
     streams: usize,
 }
 
-impl PresenceRecord {
+impl ControllerRequests {
     fn is_present(self, now: Instant) -> bool {
         let is_recent = |at: Instant| now.saturating_duration_since(at) < ABSENT_AFTER;
 
@@ -44,7 +44,7 @@ impl ControllerPresence {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).is_present(now)
     }
 
-    fn change(&self, change: impl FnOnce(&mut PresenceRecord)) {
+    fn change(&self, change: impl FnOnce(&mut ControllerRequests)) {
         change(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

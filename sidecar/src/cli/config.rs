@@ -164,7 +164,7 @@ impl FileOptions {
     /// Sets the options that neither the command line nor a variable gives.
     fn apply(self, args: &mut SidecarArgs, path: &Path) -> Result<(), SidecarConfigError> {
         let given = args.given.clone();
-        let source = OptionSource { given: &given, path };
+        let source = OptionsFile { given: &given, path };
         let requests = &mut args.requests;
 
         source.set("coldHold", self.cold_hold, &mut requests.cold_hold, read_duration)?;
@@ -204,12 +204,12 @@ impl FileOptions {
 }
 
 /// Where options of the file come from, and what beats them.
-struct OptionSource<'a> {
+struct OptionsFile<'a> {
     given: &'a GivenOptions,
     path: &'a Path,
 }
 
-impl OptionSource<'_> {
+impl OptionsFile<'_> {
     /// `key`: in camel case; clap knows the option in snake case.
     fn is_given(&self, key: &str) -> bool {
         let mut option = String::new();
