@@ -111,7 +111,9 @@ impl Governed {
         let sidecar = self.sidecar()?;
         sidecar.wait_for_state("ready", SOON)?;
         // A request of an app that queues its work counts until the app is seen idle.
-        sidecar.wait_for_status("no request in flight", SOON, |status| status["inflight"].as_u64() == Some(0)).map(|_| ())
+        sidecar
+            .wait_for_status("no request in flight", SOON, |status| status["inflight"].as_u64() == Some(0))
+            .map(|_| ())
     }
 
     /// A short request through the sidecar, which must succeed.
