@@ -164,11 +164,11 @@ impl RunnerTask {
         }
 
         let began = Instant::now();
-        let shared = Arc::clone(&self.shared);
+        let (shared, model) = (Arc::clone(&self.shared), self.model.clone());
         let load = async {
             // The semaphore is never closed.
             let _turn = shared.load_turn.acquire().await;
-            shared.bring_in(&self.model).await
+            shared.bring_in(&model).await
         };
         tokio::pin!(load);
         let loaded = tokio::select! {
