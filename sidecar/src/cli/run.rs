@@ -319,10 +319,11 @@ fn process_settings(args: &SidecarArgs, app: &App, port: u16) -> anyhow::Result<
 fn state_folder(args: &SidecarArgs) -> anyhow::Result<Option<PathBuf>> {
     let configured = args.memory.state_dir.as_deref();
 
-    match find_state_folder(configured, |name| std::env::var_os(name)) {
-        Ok(folder) => Ok(Some(folder)),
-        Err(error) if configured.is_some() => Err(error).context("--state-dir"),
-        Err(error) => {
+    match (find_state_folder(configured, |name| std::env::var_os(name)), configured) {
+        (Ok(folder), _) => Ok(Some(folder)),
+        (Err(error), Some(folder)) => Err(error)
+            .with_context(|| format!("--state-dir {}: the folder can be neither made nor written", folder.display())),
+        (Err(error), None) => {
             tracing::warn!(
                 error = hush_log::explain(&error),
                 "no folder for records was found; give one with --state-dir"
