@@ -35,8 +35,9 @@ impl ProxyCore {
             AppStatus::Unreachable { cause } => return failed(StatusCode::SERVICE_UNAVAILABLE, cause.clone()),
         }
 
-        match matched.class {
-            RouteClass::NotWork => {}
+        // No unload begins before the visit ends: the app would load the model again for the metrics.
+        let _visit = match matched.class {
+            RouteClass::NotWork => None,
             RouteClass::NotWorkLoadedOnly => {
                 let name = match &matched.model {
                     ModelNameSource::Query { parameter } | ModelNameSource::Body { member: parameter } => {
@@ -49,8 +50,10 @@ impl ProxyCore {
                     ModelNameSource::None | ModelNameSource::Earlier { .. } => None,
                 };
                 match self.names.find(name.as_deref(), &*self.routes) {
-                    Ok(model) if model.is_ready() => {}
-                    Ok(model) => return empty(&format!("the model {} is not loaded", model.name())),
+                    Ok(model) => match model.visit().await {
+                        Some(visit) => Some(visit),
+                        None => return empty(&format!("the model {} is not loaded", model.name())),
+                    },
                     Err(unknown) => {
                         let known = unknown.known.join(", ");
                         let problem = format!("the model {} does not exist; there are: {known}", unknown.name);
@@ -64,7 +67,7 @@ impl ProxyCore {
                     "the app has no metrics that can be read without work".to_owned(),
                 );
             }
-        }
+        };
 
         let query = query.and_then(|query| query_without(query, &matched.removed_parameters));
         self.fetch_metrics(query.filter(|query| !query.is_empty())).await
