@@ -1,6 +1,7 @@
 //! A program under test: its log is read as it is written, and it is killed when the test lets go of it.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -52,6 +53,14 @@ impl ChildProgram {
     /// What it wrote to its log so far, a JSON object a line.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until the log says where the program listens, and gives the addresses in these fields of that entry.
+    pub fn wait_for_addresses(&mut self, fields: [&str; 2]) -> Result<[SocketAddr; 2]> {
+        self.wait_for_entry("where it listens", |entry| {
+            let address = |field: &str| entry[field].as_str()?.parse().ok();
+            Some([address(fields[0])?, address(fields[1])?])
+        })
     }
 
     /// Waits until an entry of the log says what is looked for.

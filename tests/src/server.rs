@@ -71,10 +71,7 @@ impl Server {
         command.envs(options.env);
         let cleared = ["HUSH_", "ASR_", "MODEL_IDLE_TIMEOUT"];
         let mut program = ChildProgram::start("hush-server", command, &cleared)?;
-        let (api, ops) = program.wait_for_entry("where it listens", |entry| {
-            let field = |name: &str| entry[name].as_str()?.parse().ok();
-            Some((field("api")?, field("ops")?))
-        })?;
+        let [api, ops] = program.wait_for_addresses(["api", "ops"])?;
         Ok(Self { program, api, ops })
     }
 

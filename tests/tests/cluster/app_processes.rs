@@ -69,10 +69,7 @@ impl GovernedVllm {
         };
 
         let mut sidecar = ChildProgram::start("hush-sidecar", command, &["HUSH_"])?;
-        let (proxy, ops) = sidecar.wait_for_entry("where it listens", |entry| {
-            let field = |name: &str| entry[name].as_str()?.parse::<SocketAddr>().ok();
-            Some((field("proxy")?, field("ops")?))
-        })?;
+        let [proxy, ops] = sidecar.wait_for_addresses(["proxy", "ops"])?;
         pod.run(ops.port()).await?;
         let ops = SocketAddr::from(([127, 0, 0, 1], ops.port()));
         wait_for("the sidecar governs its app", SOON, || {

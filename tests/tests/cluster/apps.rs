@@ -66,10 +66,7 @@ async fn llm(stage: &ClusterFixture<'_>, spec: AppSpec<'_>) -> Result<Option<Gov
     command.args(["--residency", "idle", "--idle-timeout", "0", "--nvml-lib"]).arg(hush_nvml::library()?);
     command.args(&pod.access_args).args(spec.args).env(SCRIPT_VARIABLE, &script);
     let mut sidecar = ChildProgram::start("hush-sidecar", command, &["HUSH_"])?;
-    let (proxy, ops) = sidecar.wait_for_entry("where it listens", |entry| {
-        let field = |name: &str| entry[name].as_str()?.parse::<SocketAddr>().ok();
-        Some((field("proxy")?, field("ops")?))
-    })?;
+    let [proxy, ops] = sidecar.wait_for_addresses(["proxy", "ops"])?;
     pod.run(ops.port()).await?;
 
     let ops = SocketAddr::from(([127, 0, 0, 1], ops.port()));

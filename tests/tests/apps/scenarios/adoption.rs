@@ -28,7 +28,6 @@ pub fn loaded_model_is_adopted(subject: Subject) -> Result<()> {
 pub fn model_that_left_by_itself_comes_back_as_a_new_generation(subject: Subject) -> Result<()> {
     let Some(governed) = subject.govern()? else { return Ok(()) };
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     let before = governed.sidecar()?.generation()?;
     if !governed.app.unload_directly()? {
         return Ok(());

@@ -41,7 +41,6 @@ pub fn killed_app_breaks_its_streams_and_comes_back(subject: Subject) -> Result<
 pub fn killed_sidecar_leaves_the_app_alone(subject: Subject) -> Result<()> {
     let Some(mut governed) = subject.govern()? else { return Ok(()) };
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     governed.kill_sidecar()?;
     std::thread::sleep(Duration::from_millis(500));
     governed.wait_until_app_has_model(true)?;
@@ -59,7 +58,6 @@ pub fn killed_sidecar_leaves_the_app_alone(subject: Subject) -> Result<()> {
 pub fn restarted_sidecar_knows_that_the_model_is_away(subject: Subject) -> Result<()> {
     let Some(mut governed) = subject.govern()? else { return Ok(()) };
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
     governed.kill_sidecar()?;
 
@@ -123,7 +121,6 @@ pub fn restarts_in_a_storm_of_unloads_do_no_harm(subject: Subject) -> Result<()>
 pub fn app_that_restarts_is_a_new_generation(subject: Subject) -> Result<()> {
     let Some(mut governed) = subject.govern()? else { return Ok(()) };
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     let before = governed.sidecar()?.generation()?;
     governed.app.terminate()?;
     governed.sidecar()?.wait_for_status("the model is away", SOON, |status| status["state"] != "ready")?;
@@ -173,7 +170,6 @@ fn a_model_that_does_not_fit_waits_for_memory() -> Result<()> {
     governed.sidecar()?.wait_until_ready()?;
     // The first load teaches what it needs.
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
     governed.gpus.change(|gpu| gpu.used_bytes = 7 * GIB)?;
     std::thread::scope(|scope| -> Result<()> {
@@ -193,7 +189,6 @@ fn memory_that_a_child_keeps_is_residual() -> Result<()> {
     let governed = Governed::standin(StandInKind::Localai, &["--manner", "child-survives"])?;
     governed.sidecar()?.wait_until_ready()?;
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     let proof = governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
     assert_eq!(proof["residual_bytes"], 2 * GIB, "{proof}");
     // It stays in the metrics, for the alert.
@@ -228,7 +223,6 @@ fn a_load_that_lies_shows_no_memory_and_does_no_harm() -> Result<()> {
     let governed = Governed::standin(StandInKind::Ollama, &["--manner", "load-lies"])?;
     governed.sidecar()?.wait_until_ready()?;
     governed.make_ready()?;
-    governed.wait_until_idle()?;
 
     let vram = governed.sidecar()?.metric("hush_model_vram_bytes", &["model=\"tiny\""])?;
     assert_eq!(vram, Some(0.0));
@@ -266,7 +260,6 @@ fn an_unload_that_hangs_is_given_up_and_requests_are_not_lost() -> Result<()> {
     governed.start_sidecar(&["--unload-timeout", "1s"])?;
     governed.sidecar()?.wait_until_ready()?;
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     let answer = governed.sidecar()?.unload(&json!({"drain_seconds": 5}))?;
     assert!(answer.status >= 400, "the app has the model still: {}", answer.text());
     let unconfirmed = governed.sidecar()?.metric("hush_app_unloads_unconfirmed_total", &["model=\"tiny\""])?;
@@ -319,7 +312,6 @@ fn an_sglang_of_which_nothing_is_known_is_left_alone_until_it_starts_anew() -> R
     let mut governed = Governed::standin(StandInKind::Sglang, &[])?;
     governed.sidecar()?.wait_until_ready()?;
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     governed.sidecar()?.unload_after_drain(LONG_DRAIN)?;
     governed.kill_sidecar()?;
 

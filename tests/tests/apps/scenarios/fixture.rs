@@ -108,12 +108,9 @@ impl Governed {
 
     pub fn make_ready(&self) -> Result<()> {
         self.short()?;
-        let sidecar = self.sidecar()?;
-        sidecar.wait_for_state("ready", SOON)?;
+        self.sidecar()?.wait_for_state("ready", SOON)?;
         // A request of an app that queues its work counts until the app is seen idle.
-        sidecar
-            .wait_for_status("no request in flight", SOON, |status| status["inflight"].as_u64() == Some(0))
-            .map(|_| ())
+        self.wait_until_idle()
     }
 
     /// A short request through the sidecar, which must succeed.

@@ -151,7 +151,6 @@ pub fn hold_keeps_requests_away_from_the_app(subject: Subject) -> Result<()> {
 
     let Some(governed) = subject.govern()? else { return Ok(()) };
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     let answer = governed.sidecar()?.unload(&json!({"drain_seconds": 5, "hold_seconds": HOLD.as_secs()}))?;
     assert_eq!(answer.status, 200, "{}", answer.text());
     let unloaded = Instant::now();

@@ -71,7 +71,6 @@ fn commands_of_clients_do_not_unload() -> Result<()> {
     for (kind, call) in cases {
         let governed = governed(kind)?;
         governed.make_ready()?;
-        governed.wait_until_idle()?;
         let answer = governed.send(&call)?;
         assert!((400..500).contains(&answer.status), "{kind:?} {}: {}", call.path, answer.status);
         std::thread::sleep(Duration::from_millis(300));
@@ -202,7 +201,6 @@ fn a_large_upload_waits_for_its_model_and_arrives_byte_for_byte() -> Result<()> 
 
     let governed = governed(StandInKind::Speaches)?;
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     let held = governed.sidecar()?.unload(&json!({"drain_seconds": 5, "hold_seconds": 4}))?;
     assert_eq!(held.status, 200, "{}", held.text());
 
@@ -251,7 +249,6 @@ fn other_options_that_restart_the_runner_are_seen_as_a_new_generation() -> Resul
 fn the_work_of_comfyui_ends_with_its_queue_not_with_its_answer() -> Result<()> {
     let governed = governed(StandInKind::Comfyui)?;
     governed.make_ready()?;
-    governed.wait_until_idle()?;
     let answer = governed.send(&governed.app.long_call().call)?;
     assert_eq!(answer.status, 200);
     let refused = governed.sidecar()?.unload(&json!({"if_idle_seconds": 0}))?;
