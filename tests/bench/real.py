@@ -135,6 +135,8 @@ def short_clips(row: Row, count: int) -> None:
                     answer = peer.ask(path=str(path), language=None)
                     taken = answer["seconds"]
                 unknown[name].add(language, text, answer["text"], taken, answer["language"])
+            if (number + 1) % 20 == 0:
+                print(f"  {number + 1} of {len(chosen)} recordings", file=sys.stderr, flush=True)
 
         for label, tallies, goal in (("language given", given, "given"), ("language unknown", unknown, "unknown")):
             for name, tally in tallies.items():

@@ -17,7 +17,9 @@ use crate::small_file;
 pub const fn format_version(precision: Precision) -> u32 {
     match precision {
         // 3: windows of less than 30 s, and the decoder's input `cross_last_frame`.
-        Precision::Fp32 | Precision::Int8 => 3,
+        Precision::Fp32 => 3,
+        // 4: the encoder with operators of Hush's own.
+        Precision::Int8 => 4,
         // 3: attention without cuDNN, keys and values frame by frame, the choice of tokens on the device. 4: as 3 of the others.
         Precision::Fp16 => 4,
     }

@@ -12,6 +12,8 @@ use std::{
 
 use ort::{environment::Environment, logging::LogLevel};
 
+use crate::operators;
+
 /// The oldest minor version of ONNX Runtime 1.x that the engine supports.
 pub const OLDEST_MINOR: u32 = ort::MINOR_VERSION;
 
@@ -108,6 +110,7 @@ pub fn init(library: &Path) -> Result<RuntimeInfo, RuntimeError> {
     let builder = ort::init_from(&library).map_err(|error| refused(&library, error))?;
     let environment = builder.with_telemetry(false).build().map_err(RuntimeError::Start)?;
     environment.set_log_level(log_level());
+    operators::register(&environment).map_err(RuntimeError::Start)?;
 
     let info = RuntimeInfo { version: release(&library).unwrap_or_else(|| ort::info().to_owned()), library };
     tracing::info!(version = info.version, library = %info.library.display(), "loaded ONNX Runtime");

@@ -11,7 +11,7 @@ use ort::{
 };
 
 use super::{EngineOptions, device::DeviceContext};
-use crate::runtime::SPIN_MICROSECONDS;
+use crate::{model_dir::ENCODER, operators, runtime::SPIN_MICROSECONDS};
 
 /// Opens one graph. The graphs are installed in optimised form, so ONNX Runtime's optimisation is disabled.
 pub fn open(
@@ -26,6 +26,11 @@ pub fn open(
         .with_intra_threads(options.threads)?
         .with_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)?
         .with_prepacking(prepack)?;
+
+    // Only the encoder has operators of Hush's own.
+    if matches!(target, SessionTarget::Host) && graph.file_name().is_some_and(|name| name == ENCODER) {
+        builder = builder.with_operators(operators::domain(options.threads)?)?;
+    }
 
     if let SessionTarget::Device { context, captures } = target {
         builder = on_device(builder, options, context, *captures)?;

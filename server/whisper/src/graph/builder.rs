@@ -1,6 +1,6 @@
 //! The building blocks of Whisper's graphs, in the operators that are fastest for a precision.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use crate::checkpoint::{Checkpoint, CheckpointTensor, Config, SpecialTokens};
 use crate::onnx::{ElementType, GraphWriter, PlacedTensor, TensorWriter, WeightsFile};
@@ -12,15 +12,13 @@ pub type Result<T, E = BuildError> = std::result::Result<T, E>;
 /// Sizes of blocks of 8-bit weights with one scale; the first that divides the row is used.
 const BLOCKS: [usize; 4] = [128, 64, 32, 16];
 pub const EPSILON: f32 = 1e-5;
-/// The power of a norm's gain by which [`GraphBuilder::balanced_norm`] divides its output. With 0 or with 0.5 and more the
+/// The power of a norm's gain by which [`GraphBuilder::balanced_norm_parameters`] divide its output. With 0 or with 0.5 and more the
 /// encoder of real weights is less exact.
 const ENCODER_BALANCE: f32 = 0.25;
 /// The same for the norm before the vocabulary, whose gains differ most. Both 0.25 and 0.75 are less exact.
 const VOCABULARY_BALANCE: f32 = 0.5;
 /// The least gain that a norm is balanced for: some channels are hardly used.
 const LEAST_GAIN: f32 = 1e-3;
-/// The least value of a GELU, rounded down.
-const LEAST_GELU: f32 = -0.17;
 
 /// Writes one graph of a model, and the weights that it needs.
 pub struct GraphBuilder<'a, 'w> {
@@ -28,8 +26,6 @@ pub struct GraphBuilder<'a, 'w> {
     pub precision: Precision,
     weights: &'a mut WeightsFile<'w>,
     pub graph: GraphWriter,
-    /// Activations for which a quantised copy exists.
-    quantised: HashSet<String>,
     /// For activations of which each channel was divided by a factor: these factors, by which their weights are multiplied.
     divisors: HashMap<String, Vec<f32>>,
 }
@@ -39,27 +35,23 @@ pub struct GraphBuilder<'a, 'w> {
 pub enum ProjectionKind {
     /// Real numbers, `MatMul`.
     Dense,
-    /// One scale per output, and activations in 8 bits with one scale too: for many rows, whose arithmetic is the cost.
-    Dynamic,
-    /// Like `Dynamic`, for the output of a GELU, and with one scale per row of the activations.
-    DynamicRows,
     /// One scale per block: for few rows, where reading the weights is the cost.
     Blocks,
 }
 
-impl ProjectionKind {
-    /// The kind of a projection whose input is the output of a GELU.
-    pub const fn after_gelu(self) -> Self {
-        match self {
-            Self::Dynamic => Self::DynamicRows,
-            Self::Dense | Self::DynamicRows | Self::Blocks => self,
-        }
-    }
-
-    /// Whether the activations are rounded to 8 bits outside of the product.
-    const fn rounds_activations(self) -> bool {
-        matches!(self, Self::Dynamic | Self::DynamicRows)
-    }
+/// Rows of an activation in unsigned bytes, as names in a graph. Each row has a scale of its own, by which the reader of a
+/// product multiplies it.
+pub struct ByteActivation {
+    /// `[W, E, inputs]`.
+    pub bytes: String,
+    /// `[W, E, 1]`.
+    pub row_scale: String,
+    /// The distance of two bytes, a scalar.
+    pub step: String,
+    /// The byte that means zero, a scalar.
+    pub zero: String,
+    /// What the norm divided each channel by, for the weights to be multiplied by; empty: nothing.
+    pub divisors: Vec<f32>,
 }
 
 /// Projections that read the same activation and are stored as one matrix, side by side.
@@ -68,19 +60,6 @@ pub struct PackedProjections<'p> {
     pub name: String,
     /// Name of each projection, and whether it has a bias.
     pub parts: &'p [(&'p str, bool)],
-}
-
-/// Weights in bytes with one scale per output, as names in a graph.
-struct ByteWeights {
-    /// A matrix `[inputs, outputs]`.
-    weight: String,
-    scale: String,
-}
-
-impl ByteWeights {
-    fn names(&self) -> [&str; 2] {
-        [&self.weight, &self.scale]
-    }
 }
 
 /// Weights in blocks, in the weights file.
@@ -93,14 +72,7 @@ struct BlockWeights {
 
 impl<'a, 'w> GraphBuilder<'a, 'w> {
     pub fn new(checkpoint: &'a Checkpoint, precision: Precision, weights: &'a mut WeightsFile<'w>, name: &str) -> Self {
-        Self {
-            checkpoint,
-            precision,
-            weights,
-            graph: GraphWriter::new(name),
-            quantised: HashSet::new(),
-            divisors: HashMap::new(),
-        }
+        Self { checkpoint, precision, weights, graph: GraphWriter::new(name), divisors: HashMap::new() }
     }
 
     pub fn config(&self) -> &'a Config {
@@ -194,14 +166,6 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
                 self.graph.external(&name, &placed);
                 self.multiply_dense(x, &name, &bias, out);
             }
-            ProjectionKind::Dynamic => {
-                let weight = self.byte_weights(x, &packed.name, &tensors, [inner, outputs])?;
-                self.multiply_dynamic(x, weight.names(), &bias, out);
-            }
-            ProjectionKind::DynamicRows => {
-                let weight = self.byte_weights(x, &packed.name, &tensors, [inner, outputs])?;
-                self.multiply_rows(x, weight.names(), &bias, out);
-            }
             ProjectionKind::Blocks => {
                 self.linear_blocks(x, &packed.name, &tensors, [outputs, inner], &bias, out)?;
             }
@@ -249,75 +213,47 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         Ok(())
     }
 
-    /// Adds the weights that multiply `x`, in bytes, to the weights file and to the graph.
-    fn byte_weights(
-        &mut self,
-        x: &str,
-        name: &str,
-        tensors: &[CheckpointTensor<'a>],
-        shape: [usize; 2],
-    ) -> Result<ByteWeights> {
-        let names = ByteWeights { weight: format!("{name}.weight"), scale: format!("{name}.scale") };
-        let factors = self.divisors.get(x).map_or(&[][..], Vec::as_slice);
+    /// `out = x weights` in f32, without the scales of the rows of `x` and without biases. The weights have bytes too, with
+    /// one scale for each output. Returns the name of the biases, one after the other.
+    pub fn byte_product(&mut self, x: &ByteActivation, packed: &PackedProjections<'_>, out: &str) -> Result<String> {
+        let tensors: Vec<CheckpointTensor<'a>> =
+            packed.parts.iter().map(|(part, _)| self.tensor(&format!("{part}.weight"))).collect::<Result<_>>()?;
+        let outputs = tensors.iter().filter_map(|t| t.shape().first()).sum();
+        let inner = tensors.first().and_then(|t| t.shape().get(1)).copied().unwrap_or_default();
 
-        let weight = self
-            .weights
-            .add(&names.weight, ElementType::I8, &shape, |out| quantise::transposed_i8(tensors, factors, out))?;
-        let scale = self.weights.add(&names.scale, ElementType::F32, &shape[1..], |out| {
-            let scales = quantise::column_scales(tensors, factors)?;
+        let (weight, scale) = (format!("{}.weight", packed.name), format!("{}.scale", packed.name));
+        let bytes = self.weights.add(&weight, ElementType::I8, &[inner, outputs], |out| {
+            quantise::transposed_i8(&tensors, &x.divisors, out)
+        })?;
+        let scales = self.weights.add(&scale, ElementType::F32, &[outputs], |out| {
+            let scales = quantise::column_scales(&tensors, &x.divisors)?;
             Ok::<_, BuildError>(quantise::write_reals(out, ElementType::F32, &scales)?)
         })?;
 
-        self.graph.external(&names.weight, &weight);
-        self.graph.external(&names.scale, &scale);
+        self.graph.external(&weight, &bytes);
+        self.graph.external(&scale, &scales);
+        self.multiply_bytes(x, [&weight, &scale], out);
 
-        Ok(names)
+        self.bias(packed)
     }
 
-    fn multiply_dynamic(&mut self, x: &str, [weight, scale]: [&str; 2], bias: &str, out: &str) {
-        let [bytes, x_scale, x_zero] = self.quantised(x);
-        let all = [&bytes, weight, &x_scale, scale, &x_zero, "", bias];
-        let inputs = if bias.is_empty() { &all[..5] } else { &all[..] };
-        self.graph.contrib("MatMulIntegerToFloat", inputs, &[out]);
+    /// Like [`Self::byte_product`], for the convolution `name` of width 3 over three frames side by side.
+    pub fn byte_convolution(&mut self, x: &ByteActivation, name: &str, out: &str) -> Result<String> {
+        let (tensor, shape) = self.convolution_weight(name)?;
+        let (weight, scale) = (format!("{name}.rows"), format!("{name}.scale"));
+        let (bytes, scales) = quantise::columns_i8(&quantise::taps_first(&tensor)?, shape[1]);
+        let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+
+        self.table(&weight, ElementType::I8, &shape, &bytes)?;
+        self.table(&scale, ElementType::F32, &shape[1..], &scales)?;
+        self.multiply_bytes(x, [&weight, &scale], out);
+
+        self.plain(&format!("{name}.bias"))
     }
 
-    /// Multiplies the output `x` of a GELU. For some frames a trained network computes single values that are a hundred times
-    /// larger than all others: a scale for the whole matrix leaves the other frames two or three bits. So each row is
-    /// divided by its largest value before it is rounded, and the row of the product is multiplied by it.
-    fn multiply_rows(&mut self, x: &str, [weight, scale]: [&str; 2], bias: &str, out: &str) {
-        // A row whose largest value is below 1 is divided by 1, so that all values are between LEAST_GELU and 1.
-        let step = (1.0 - LEAST_GELU) / 255.0;
-        self.graph.constant_f32("gelu_step", &[], &[step]);
-        self.graph.constant_u8("gelu_zero", &[], &[(-LEAST_GELU / step).round() as u8]);
-        self.graph.constant_f32("least_range", &[1], &[1.0]);
-        self.graph.constant_i64("last_axis", &[1], &[-1]);
-
-        let [largest, range, inverse, within, bytes, product] =
-            ["largest", "range", "inverse", "within", "u8", "product"].map(|suffix| format!("{x}_{suffix}"));
-        self.graph.op("ReduceMax", &[x, "last_axis"], &[&largest]).int("keepdims", 1);
-        self.graph.op("Max", &[&largest, "least_range"], &[&range]);
-        self.graph.op("Reciprocal", &[&range], &[&inverse]);
-        self.graph.op("Mul", &[x, &inverse], &[&within]);
-        self.graph.op("QuantizeLinear", &[&within, "gelu_step", "gelu_zero"], &[&bytes]);
-        self.graph.contrib("MatMulIntegerToFloat", &[&bytes, weight, "gelu_step", scale, "gelu_zero"], &[&product]);
-
-        if bias.is_empty() {
-            self.graph.op("Mul", &[&product, &range], &[out]);
-        } else {
-            let scaled = format!("{out}_scaled");
-            self.graph.op("Mul", &[&product, &range], &[&scaled]);
-            self.graph.op("Add", &[&scaled, bias], &[out]);
-        }
-    }
-
-    /// `x` in 8 bits, with its scale and zero point; shared by all operators that read it.
-    fn quantised(&mut self, x: &str) -> [String; 3] {
-        let names = ["u8", "u8_scale", "u8_zero"].map(|suffix| format!("{x}_{suffix}"));
-        if self.quantised.insert(x.to_owned()) {
-            let [a, b, c] = &names;
-            self.graph.op("DynamicQuantizeLinear", &[x], &[a, b, c]);
-        }
-        names
+    fn multiply_bytes(&mut self, x: &ByteActivation, [weight, scale]: [&str; 2], out: &str) {
+        let inputs = [&x.bytes, weight, &x.step, scale, &x.zero];
+        self.graph.contrib("MatMulIntegerToFloat", &inputs, &[out]);
     }
 
     /// Adds weights in blocks, each channel multiplied by its factor if there are factors, to the weights file.
@@ -399,20 +335,12 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         Ok(())
     }
 
-    /// Like [`Self::layer_norm`], but if projections of [`ProjectionKind::Dynamic`] alone read `out`, each channel of it is
-    /// divided by a power of its gain, and the weights of these projections are multiplied by it. Channels with a large gain
-    /// set the scale in which all are rounded, so that the others keep more of their digits.
-    pub fn balanced_norm(&mut self, kind: ProjectionKind, x: &str, name: &str, out: &str) -> Result<()> {
-        if kind != ProjectionKind::Dynamic {
-            return self.layer_norm(x, name, out);
-        }
-
+    /// Gain and bias of a norm for a product of bytes, and the divisors: each channel is divided by a power of its gain, and
+    /// the weights that multiply it are multiplied by it. Channels with a large gain set the scale in which all are rounded,
+    /// so that the others keep more of their digits.
+    pub fn balanced_norm_parameters(&mut self, name: &str) -> Result<([String; 2], Vec<f32>)> {
         let divisors = self.norm_divisors(name, ENCODER_BALANCE)?;
-        let [gain, bias] = self.balanced_parameters(name, &divisors)?;
-        self.graph.op("LayerNormalization", &[x, &gain, &bias], &[out]).int("axis", -1).float("epsilon", EPSILON);
-        self.divisors.insert(out.to_owned(), divisors);
-
-        Ok(())
+        Ok((self.balanced_parameters(name, &divisors)?, divisors))
     }
 
     /// The gains of a norm to the power of `balance`.
@@ -423,16 +351,16 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
 
     /// Gain and bias of a norm, divided channel by channel.
     fn balanced_parameters(&mut self, name: &str, divisors: &[f32]) -> Result<[String; 2]> {
-        let names = ["weight", "bias"].map(|part| format!("{name}.{part}"));
+        let parts = ["weight", "bias"];
 
-        for part in &names {
-            let mut values = self.tensor(part)?.to_vec()?;
+        for part in parts {
+            let mut values = self.tensor(&format!("{name}.{part}"))?.to_vec()?;
             values.iter_mut().zip(divisors).for_each(|(value, divisor)| *value /= divisor);
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            self.table(part, ElementType::F32, &[values.len()], &bytes)?;
+            self.table(&format!("{name}.balanced_{part}"), ElementType::F32, &[values.len()], &bytes)?;
         }
 
-        Ok(names)
+        Ok(parts.map(|part| format!("{name}.balanced_{part}")))
     }
 
     /// `sum = x + y + bias`, `out = norm(sum)`; if `sum` is empty, the sum is not an output.
@@ -455,16 +383,14 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         let (first, second) = (format!("{layer}.fc1"), format!("{layer}.fc2"));
         let (raw, active) = (format!("{out}_fc1"), format!("{out}_gelu"));
         self.one(kind, x, &first, false, &raw)?;
-        self.bias_gelu(kind, &raw, &format!("{first}.bias"), &active)?;
-        self.one(kind.after_gelu(), &active, &second, last_bias, out)
+        self.bias_gelu(&raw, &format!("{first}.bias"), &active)?;
+        self.one(kind, &active, &second, last_bias, out)
     }
 
-    /// `out = gelu(x + bias)`. If the result is rounded to 8 bits anyway, the tanh formula is used: it differs by 0.0005 at
-    /// most and takes half the time.
-    pub fn bias_gelu(&mut self, kind: ProjectionKind, x: &str, bias: &str, out: &str) -> Result<()> {
+    /// `out = gelu(x + bias)`.
+    pub fn bias_gelu(&mut self, x: &str, bias: &str, out: &str) -> Result<()> {
         let bias = self.plain(bias)?;
-        let op = if kind.rounds_activations() { "FastGelu" } else { "BiasGelu" };
-        self.graph.contrib(op, &[x, &bias], &[out]);
+        self.graph.contrib("BiasGelu", &[x, &bias], &[out]);
         Ok(())
     }
 
@@ -474,39 +400,10 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
     }
 
     /// The convolution `name` of width 3 over `x`, whose rows are the three columns of a window side by side.
-    pub fn convolution(&mut self, kind: ProjectionKind, x: &str, name: &str, out: &str) -> Result<()> {
-        let tensor = self.tensor(&format!("{name}.weight"))?;
-        let [outputs, inputs, width] = *tensor.shape() else {
-            let problem = format!("`{name}` is not a convolution");
-            return Err(BuildError::Unsupported { precision: self.precision, problem });
-        };
+    pub fn convolution(&mut self, x: &str, name: &str, out: &str) -> Result<()> {
+        let (tensor, shape) = self.convolution_weight(name)?;
+        let (weight, element) = (format!("{name}.rows"), self.real());
 
-        let shape = [width * inputs, outputs];
-        let weight = format!("{name}.rows");
-
-        if kind.rounds_activations() {
-            let placed = self.weights.add(&weight, ElementType::I8, &shape, |out| {
-                let (bytes, _) = quantise::columns_i8(&quantise::taps_first(&tensor)?, outputs);
-                Ok::<_, BuildError>(out.write_all(&bytes)?)
-            })?;
-
-            let scale = format!("{name}.scale");
-            let scales = self.weights.add(&scale, ElementType::F32, &shape[1..], |out| {
-                let (_, scales) = quantise::columns_i8(&quantise::taps_first(&tensor)?, outputs);
-                Ok::<_, BuildError>(quantise::write_reals(out, ElementType::F32, &scales)?)
-            })?;
-
-            self.graph.external(&weight, &placed);
-            self.graph.external(&scale, &scales);
-            if kind == ProjectionKind::DynamicRows {
-                self.multiply_rows(x, [&weight, &scale], "", out);
-            } else {
-                self.multiply_dynamic(x, [&weight, &scale], "", out);
-            }
-            return Ok(());
-        }
-
-        let element = self.real();
         let placed = self.weights.add(&weight, element, &shape, |out| {
             Ok::<_, BuildError>(quantise::write_reals(out, element, &quantise::taps_first(&tensor)?)?)
         })?;
@@ -515,9 +412,20 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
 
         Ok(())
     }
+
+    /// The weight of a convolution, and the sides of the matrix that multiplies its frames side by side.
+    fn convolution_weight(&self, name: &str) -> Result<(CheckpointTensor<'a>, [usize; 2])> {
+        let tensor = self.tensor(&format!("{name}.weight"))?;
+        let [outputs, inputs, width] = *tensor.shape() else {
+            let problem = format!("`{name}` is not a convolution");
+            return Err(BuildError::Unsupported { precision: self.precision, problem });
+        };
+
+        Ok((tensor, [width * inputs, outputs]))
+    }
 }
 
 const EMBEDDING: &str = "decoder.embed_tokens";
-/// The norm whose output the vocabulary multiplies. In 8 bits it is balanced as [`GraphBuilder::balanced_norm`] says, against
+/// The norm whose output the vocabulary multiplies. In 8 bits it is balanced as [`GraphBuilder::balanced_norm_parameters`] says, against
 /// the embedding.
 pub const VOCABULARY_NORM: &str = "decoder.layer_norm";

@@ -23,12 +23,13 @@
 //! are not changed, but unbound outputs are copies. `seqlens_k` is the number of tokens in the cache after this call, less
 //! one; `total_sequence_length` is the largest of them, plus one.
 //!
-//! The graphs have the form that ONNX Runtime runs fastest. They must be loaded with optimisation disabled or basic: the
+//! The graphs have the form that ONNX Runtime runs fastest. The int8 encoder needs [`crate::operators`]. All must be loaded with optimisation disabled or basic: the
 //! extended level would join the encoder's additions and norms again, which is slower on a CPU. Prepacking may be disabled,
 //! except for the int8 decoder: ONNX Runtime multiplies unpacked blocks some thirty times slower.
 
 mod align;
 mod builder;
+mod byte_encoder;
 pub(crate) mod choice;
 pub(crate) mod decoder;
 mod encoder;
@@ -110,7 +111,11 @@ pub fn build(
     precision: Precision,
     weights: &mut WeightsFile<'_>,
 ) -> Result<[BuiltGraph; 3], BuildError> {
-    let encoder = encoder::build(GraphBuilder::new(checkpoint, precision, weights, "encoder"))?;
+    let encoder = GraphBuilder::new(checkpoint, precision, weights, "encoder");
+    let encoder = match precision {
+        Precision::Int8 => byte_encoder::build(encoder)?,
+        Precision::Fp32 | Precision::Fp16 => encoder::build(encoder)?,
+    };
     let decoder = decoder::build(GraphBuilder::new(checkpoint, precision, weights, "decoder"))?;
     let align = align::build(GraphBuilder::new(checkpoint, precision, weights, "align"))?;
     Ok([("encoder.onnx", encoder), ("decoder.onnx", decoder), ("align.onnx", align)]

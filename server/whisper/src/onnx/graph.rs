@@ -14,6 +14,7 @@ use super::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
     TensorShapeProto, TypeProto, ValueInfoProto,
 };
+use crate::operators;
 
 /// The domain of ONNX Runtime's own operators.
 pub const MICROSOFT: &str = "com.microsoft";
@@ -144,6 +145,11 @@ impl GraphWriter {
         self.add(op, MICROSOFT, inputs, outputs)
     }
 
+    /// Adds an operator of [`crate::operators`].
+    pub fn own(&mut self, op: &str, inputs: &[&str], outputs: &[&str]) -> AddedNode<'_> {
+        self.add(op, operators::DOMAIN, inputs, outputs)
+    }
+
     fn add(&mut self, op: &str, domain: &str, inputs: &[&str], outputs: &[&str]) -> AddedNode<'_> {
         let first = outputs.first().copied().unwrap_or_default();
         let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
@@ -206,11 +212,16 @@ impl GraphWriter {
     pub fn finish(self) -> Vec<u8> {
         let opset =
             |domain: &str, version| OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) };
+        let mut opsets = vec![opset("", self.opset), opset(MICROSOFT, 1)];
+        if self.graph.node.iter().any(|node| node.domain.as_deref() == Some(operators::DOMAIN)) {
+            opsets.push(opset(operators::DOMAIN, 1));
+        }
+
         let model = ModelProto {
             ir_version: Some(IR_VERSION),
             producer_name: Some("hush".to_owned()),
             producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            opset_import: vec![opset("", self.opset), opset(MICROSOFT, 1)],
+            opset_import: opsets,
             graph: Some(self.graph),
             ..Default::default()
         };

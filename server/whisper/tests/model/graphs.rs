@@ -54,8 +54,9 @@ fn largest_difference<'a>(a: impl IntoIterator<Item = &'a f32>, b: impl IntoIter
     a.into_iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// The largest differences of the encoder's output and of the logits over all greedy steps; every token must be the same.
-fn differences(precision: Precision, name: &str) -> (f32, f32) {
+/// The largest differences of the encoder's output and of the logits over all greedy steps. Every token must be the same, or
+/// its logit at most `tie` less than the largest one.
+fn differences(precision: Precision, name: &str, tie: f32) -> (f32, f32) {
     let reference = Reference::read(name);
     let (mut model, _models) = model(precision);
     let (hidden, cross) = model.encode(&[reference.mel()]);
@@ -69,7 +70,9 @@ fn differences(precision: Precision, name: &str) -> (f32, f32) {
         let logits = all.index_axis(Axis(0), 0);
         let found: Vec<f32> = reference.sampled.iter().map(|id| logits[*id as usize]).collect();
         logits_difference = logits_difference.max(largest_difference(&found, reference.logits.slice(s![step, ..-1])));
-        assert_eq!(best(&all), [i64::from(*expected)], "step {step} of {name}, {precision}");
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let behind = largest - logits[*expected as usize];
+        assert!(behind <= tie, "step {step} of {name}, {precision}: {:?} is ahead by {behind}", best(&all));
         done += next.len();
         next = vec![*expected];
     }
@@ -77,9 +80,9 @@ fn differences(precision: Precision, name: &str) -> (f32, f32) {
     (hidden_difference, logits_difference)
 }
 
-fn assert_within(precision: Precision, hidden: f32, logits: f32) {
+fn assert_within(precision: Precision, hidden: f32, logits: f32, tie: f32) {
     for name in ["en-1", "long-de"] {
-        let (hidden_difference, logits_difference) = differences(precision, name);
+        let (hidden_difference, logits_difference) = differences(precision, name, tie);
         assert!(hidden_difference <= hidden, "{name}, {precision}: the encoder differs by {hidden_difference}");
         assert!(logits_difference <= logits, "{name}, {precision}: the logits differ by {logits_difference}");
     }
@@ -87,19 +90,19 @@ fn assert_within(precision: Precision, hidden: f32, logits: f32) {
 
 #[test]
 fn fp32_computes_what_the_reference_computes() {
-    assert_within(Precision::Fp32, 1e-3, 1e-3);
+    assert_within(Precision::Fp32, 1e-3, 1e-3, 0.0);
 }
 
 /// Encoder outputs reach 4.6 and logits 25 here: half precision has three digits.
 #[test]
 fn fp16_stays_close_and_chooses_the_same_tokens() {
-    assert_within(Precision::Fp16, 0.01, 0.03);
+    assert_within(Precision::Fp16, 0.01, 0.03, 0.0);
 }
 
-/// 8-bit weights and activations: two digits.
+/// 8-bit weights and activations: two digits. Two tokens whose logits differ by less than that may change places.
 #[test]
-fn int8_stays_close_and_chooses_the_same_tokens() {
-    assert_within(Precision::Int8, 0.4, 1.0);
+fn int8_stays_close_and_chooses_the_same_tokens_except_in_ties() {
+    assert_within(Precision::Int8, 0.4, 1.0, 0.2);
 }
 
 /// A processor without VNNI adds products of bytes in 16 bits. The emulator shows ONNX Runtime such a processor, and the
@@ -107,7 +110,7 @@ fn int8_stays_close_and_chooses_the_same_tokens() {
 #[test]
 fn int8_is_as_close_on_a_processor_without_vnni() {
     const EMULATOR: &str = "qemu-x86_64";
-    const SAME: &str = "graphs::int8_stays_close_and_chooses_the_same_tokens";
+    const SAME: &str = "graphs::int8_stays_close_and_chooses_the_same_tokens_except_in_ties";
 
     let processor = ["-cpu", "Haswell-noTSX"];
     if !cfg!(target_arch = "x86_64") || Command::new(EMULATOR).arg("--version").output().is_err() {

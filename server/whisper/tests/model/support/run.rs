@@ -1,10 +1,10 @@
 //! Runs installed graphs in ONNX Runtime in the simplest way: every input and output by name.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use half::f16;
-use hush_whisper::{ModelDir, Precision};
+use hush_whisper::{ModelDir, Precision, operators};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
 use ort::environment::Environment;
 use ort::session::Session;
@@ -210,6 +210,10 @@ pub fn best(logits: &ArrayD<f32>) -> Vec<i64> {
 }
 
 fn session(path: &Path) -> Session {
+    // Sessions with operators of their own extend a list of ONNX Runtime's without regard to other threads.
+    static OPENING: Mutex<()> = Mutex::new(());
+    let _opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+
     // Like in the engine: without optimisation and without prepacking.
     let builder = Session::builder(environment()).unwrap();
     let mut builder = builder
@@ -218,6 +222,8 @@ fn session(path: &Path) -> Session {
         .with_prepacking(false)
         .unwrap()
         .with_intra_threads(2)
+        .unwrap()
+        .with_operators(operators::domain(2).unwrap())
         .unwrap();
 
     builder.commit_from_file(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
