@@ -12,7 +12,7 @@ use std::{
 
 use ort::{environment::Environment, logging::LogLevel};
 
-use crate::operators;
+use crate::{kernels::InstructionSet, operators};
 
 /// The oldest minor version of ONNX Runtime 1.x that the engine supports.
 pub const OLDEST_MINOR: u32 = ort::MINOR_VERSION;
@@ -113,7 +113,8 @@ pub fn init(library: &Path) -> Result<RuntimeInfo, RuntimeError> {
     operators::register(&environment).map_err(RuntimeError::Start)?;
 
     let info = RuntimeInfo { version: release(&library).unwrap_or_else(|| ort::info().to_owned()), library };
-    tracing::info!(version = info.version, library = %info.library.display(), "loaded ONNX Runtime");
+    let instructions = InstructionSet::detect();
+    tracing::info!(version = info.version, library = %info.library.display(), ?instructions, "loaded ONNX Runtime");
     *loaded = Some(LoadedRuntime { info: info.clone(), environment });
 
     Ok(info)

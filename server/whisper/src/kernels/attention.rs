@@ -440,14 +440,14 @@ mod tests {
     use super::*;
     use crate::kernels::{ROW_ZERO, tests::Numbers};
 
-    struct Case {
+    struct AttentionCase {
         shape: AttentionShape,
         qkv: Vec<f32>,
         row_scales: Vec<f32>,
         bias: Vec<f32>,
     }
 
-    impl Case {
+    impl AttentionCase {
         fn new(shape: AttentionShape, seed: u64, size: f32) -> Self {
             let mut numbers = Numbers::new(seed);
             let columns = 3 * shape.columns();
@@ -526,7 +526,7 @@ mod tests {
     }
 
     /// A byte has a precision of 1/254 of its row; bfloat16 has eight bits.
-    fn assert_close(case: &Case, part: usize) {
+    fn assert_close(case: &AttentionCase, part: usize) {
         let expected = case.expected();
         let columns = case.shape.columns();
 
@@ -556,7 +556,7 @@ mod tests {
             part in 1usize..30,
             seed: u64,
         ) {
-            assert_close(&Case::new(AttentionShape { positions, heads, width }, seed, 2.0), part);
+            assert_close(&AttentionCase::new(AttentionShape { positions, heads, width }, seed, 2.0), part);
         }
     }
 
@@ -564,7 +564,7 @@ mod tests {
     #[test]
     fn peaked_attention_neither_overflows_nor_vanishes() {
         let shape = AttentionShape { positions: 100, heads: 2, width: 64 };
-        let case = Case::new(shape, 7, 60.0);
+        let case = AttentionCase::new(shape, 7, 60.0);
         for instructions in InstructionSet::all() {
             let found = case.attended(instructions, 24);
             assert!(found.iter().all(|value| value.is_finite()), "{instructions:?}");
@@ -576,7 +576,7 @@ mod tests {
     #[test]
     fn windows_of_whisper_are_attended() {
         for positions in [600, 1500] {
-            assert_close(&Case::new(AttentionShape { positions, heads: 1, width: 64 }, 3, 1.0), 192);
+            assert_close(&AttentionCase::new(AttentionShape { positions, heads: 1, width: 64 }, 3, 1.0), 192);
         }
     }
 }

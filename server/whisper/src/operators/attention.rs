@@ -26,13 +26,13 @@ pub struct PackedBuffers {
     values: Vec<u32>,
 }
 
-pub struct Attention {
+pub struct AttentionOperator {
     pub work: OperatorWork,
     /// All layers use the same buffers, one after the other.
     pub packed: Arc<Mutex<PackedBuffers>>,
 }
 
-impl Operator for Attention {
+impl Operator for AttentionOperator {
     type Kernel<'attr> = AttentionKernel;
 
     fn name(&self) -> &'static str {

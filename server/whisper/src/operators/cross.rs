@@ -12,11 +12,11 @@ use super::{
 };
 use crate::kernels::{channels::columns_to_bytes, rows::ScaledProduct};
 
-pub struct CrossBytes {
+pub struct CrossBytesOperator {
     pub work: OperatorWork,
 }
 
-impl Operator for CrossBytes {
+impl Operator for CrossBytesOperator {
     type Kernel<'attr> = CrossBytesKernel;
 
     fn name(&self) -> &'static str {

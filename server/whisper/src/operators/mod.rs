@@ -48,11 +48,11 @@ pub fn domain_with(threads: usize, instructions: InstructionSet) -> Result<Opera
     let work = OperatorWork { instructions, parts: PARTS_PER_THREAD * threads.max(1) };
 
     OperatorDomain::new(DOMAIN)?
-        .add(attention::Attention { work, packed: Arc::default() })?
-        .add(rows::NormRows { work })?
-        .add(rows::AddNormRows { work })?
-        .add(rows::GeluRows { work })?
-        .add(cross::CrossBytes { work })
+        .add(attention::AttentionOperator { work, packed: Arc::default() })?
+        .add(rows::NormRowsOperator { work })?
+        .add(rows::AddNormRowsOperator { work })?
+        .add(rows::GeluRowsOperator { work })?
+        .add(cross::CrossBytesOperator { work })
 }
 
 /// Opens a session of nothing with the operators. ONNX Runtime has one list of domains for the process, which the first

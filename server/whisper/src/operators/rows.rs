@@ -16,11 +16,11 @@ const REAL: OperatorInput = OperatorInput::required(TensorElementType::Float32);
 const BYTES: OperatorOutput = OperatorOutput::required(TensorElementType::Uint8);
 const REAL_OUTPUT: OperatorOutput = OperatorOutput::required(TensorElementType::Float32);
 
-pub struct NormRows {
+pub struct NormRowsOperator {
     pub work: OperatorWork,
 }
 
-impl Operator for NormRows {
+impl Operator for NormRowsOperator {
     type Kernel<'attr> = NormRowsKernel;
 
     fn name(&self) -> &'static str {
@@ -76,11 +76,11 @@ fn norm_parameters<'v>(
     Ok(NormParameters { gain: gain.values, bias: bias.values })
 }
 
-pub struct AddNormRows {
+pub struct AddNormRowsOperator {
     pub work: OperatorWork,
 }
 
-impl Operator for AddNormRows {
+impl Operator for AddNormRowsOperator {
     type Kernel<'attr> = AddNormRowsKernel;
 
     fn name(&self) -> &'static str {
@@ -144,11 +144,11 @@ impl Kernel for AddNormRowsKernel {
     }
 }
 
-pub struct GeluRows {
+pub struct GeluRowsOperator {
     pub work: OperatorWork,
 }
 
-impl Operator for GeluRows {
+impl Operator for GeluRowsOperator {
     type Kernel<'attr> = GeluRowsKernel;
 
     fn name(&self) -> &'static str {

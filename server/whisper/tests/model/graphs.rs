@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use hush_whisper::Precision;
+use hush_whisper::{Precision, kernels::InstructionSet};
 use ndarray::{Array2, ArrayD, Axis, s};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -103,6 +103,26 @@ fn fp16_stays_close_and_chooses_the_same_tokens() {
 #[test]
 fn int8_stays_close_and_chooses_the_same_tokens_except_in_ties() {
     assert_within(Precision::Int8, 0.4, 1.0, 0.2);
+}
+
+/// What an installed model computes does not depend on the processor, except for the last digits.
+#[test]
+fn int8_encoders_are_as_close_with_all_instructions() {
+    let reference = Reference::read("en-1");
+    let models = tempfile::tempdir().unwrap();
+    let dir = installed(&bundled(), models.path(), Precision::Int8);
+
+    for instructions in InstructionSet::all() {
+        let mut model = GraphModel::load_with(&dir, instructions);
+
+        // A window alone, and one that is the second of a call.
+        for windows in [&[reference.mel()][..], &[&vec![0.0; reference.mel().len()], reference.mel()]] {
+            let (hidden, _) = model.encode(windows);
+            let last = hidden.index_axis(Axis(0), windows.len() - 1);
+            let difference = largest_difference(last, &reference.hidden);
+            assert!(difference <= 0.4, "{instructions:?}, {} windows: differs by {difference}", windows.len());
+        }
+    }
 }
 
 /// A processor without VNNI adds products of bytes in 16 bits. The emulator shows ONNX Runtime such a processor, and the

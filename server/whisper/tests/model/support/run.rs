@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use half::f16;
-use hush_whisper::{ModelDir, Precision, operators};
+use hush_whisper::{ModelDir, Precision, kernels::InstructionSet, operators};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
 use ort::environment::Environment;
 use ort::session::Session;
@@ -94,12 +94,18 @@ const CACHE_TOKENS: usize = 448;
 
 impl GraphModel {
     pub fn load(dir: &ModelDir) -> Self {
+        Self::load_with(dir, InstructionSet::detect())
+    }
+
+    /// `instructions`: those of the encoder's own operators.
+    pub fn load_with(dir: &ModelDir, instructions: InstructionSet) -> Self {
         let config = &dir.manifest().config;
+        let session = |graph: &str| session(&dir.file(graph), instructions);
 
         Self {
-            encoder: session(&dir.file("encoder.onnx")),
-            decoder: session(&dir.file("decoder.onnx")),
-            align: session(&dir.file("align.onnx")),
+            encoder: session("encoder.onnx"),
+            decoder: session("decoder.onnx"),
+            align: session("align.onnx"),
             layers: config.decoder_layers,
             heads: config.decoder_attention_heads,
             width: config.head_width(),
@@ -209,7 +215,7 @@ pub fn best(logits: &ArrayD<f32>) -> Vec<i64> {
     logits.outer_iter().map(|row| largest(row) as i64).collect()
 }
 
-fn session(path: &Path) -> Session {
+fn session(path: &Path, instructions: InstructionSet) -> Session {
     // Sessions with operators of their own extend a list of ONNX Runtime's without regard to other threads.
     static OPENING: Mutex<()> = Mutex::new(());
     let _opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -223,7 +229,7 @@ fn session(path: &Path) -> Session {
         .unwrap()
         .with_intra_threads(2)
         .unwrap()
-        .with_operators(operators::domain(2).unwrap())
+        .with_operators(operators::domain_with(2, instructions).unwrap())
         .unwrap();
 
     builder.commit_from_file(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
