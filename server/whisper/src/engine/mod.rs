@@ -37,7 +37,6 @@ use crate::{
     checkpoint::{Config, SpecialTokens},
     cuda::{self, CudaError},
     decoding::ChoiceLayout,
-    encoder_context,
     graph::{Precision, choice},
     mel::LogMel,
     model_dir::{ALIGN, DECODER, ENCODER, Manifest, ModelDir, TOKENIZER, WEIGHTS},
@@ -152,11 +151,10 @@ impl Engine {
     pub fn load(model: &ModelDir, options: &EngineOptions) -> Result<Self, EngineLoadError> {
         let environment = runtime::environment()?;
         let lengths = dimensions::check(model)?;
-        if !lengths.accepts_shorter && encoder_context::is_proven(&model.manifest().config) {
+        if !model.is_newest_format() {
             tracing::info!(
                 model = %model.path().display(),
-                "an older version of Hush installed this model, so every window is encoded as 30 s; repeat `hush-server \
-                 install` to transcribe short recordings faster"
+                "an older version of Hush installed this model; repeat `hush-server install` to transcribe faster"
             );
         }
 

@@ -12,7 +12,10 @@ use super::FusedMultiplyAdd;
 #[cfg(target_arch = "aarch64")]
 use super::products::NeonRegister;
 #[cfg(target_arch = "x86_64")]
-use super::products::{Avx2Register, Avx512Bf16Register, Avx512Register};
+use super::{
+    InstructionKind,
+    products::{Avx2Register, Avx512Bf16Register, Avx512Register},
+};
 use super::{
     InstructionSet, MultiplyAdd, exp2,
     products::{ProductRegister, Tile, multiply},
@@ -96,13 +99,13 @@ macro_rules! with_registers {
                 $generic::<Avx2Register, FusedMultiplyAdd, 6>($($argument),*)
             }
 
-            // SAFETY: `InstructionSet::all` gives only what this processor has.
+            // SAFETY: an `InstructionSet` is one that this processor has.
             unsafe {
-                match $instructions {
-                    InstructionSet::Avx512Bf16 => avx512_bf16($($argument),*),
-                    InstructionSet::Avx512 => avx512($($argument),*),
-                    InstructionSet::Avx2 => avx2($($argument),*),
-                    InstructionSet::Portable => $generic::<PortableRegister, SeparateMultiplyAdd, 4>($($argument),*),
+                match $instructions.0 {
+                    InstructionKind::Avx512Bf16 => avx512_bf16($($argument),*),
+                    InstructionKind::Avx512 => avx512($($argument),*),
+                    InstructionKind::Avx2 => avx2($($argument),*),
+                    InstructionKind::Portable => $generic::<PortableRegister, SeparateMultiplyAdd, 4>($($argument),*),
                 }
             }
         }
@@ -303,9 +306,9 @@ struct QueryBlock<const ROWS: usize> {
     row: Vec<f32>,
     /// `[ROWS, depth]`.
     queries: Vec<u32>,
-    /// `[ROWS, positions]`: scores as powers of two, then their softmax without its divisor.
+    /// `[ROWS, positions]`: the scores, as exponents of two.
     scores: Vec<f32>,
-    /// `[ROWS, pairs]`: the softmax, packed.
+    /// `[ROWS, pairs]`: the softmax without its divisor, packed.
     weights: Vec<u32>,
     /// One divided by the softmax's divisor.
     inverse: [f32; ROWS],

@@ -9,15 +9,20 @@ pub mod channels;
 mod products;
 pub mod rows;
 
+use std::fmt;
+
 /// The byte that means zero in rows that [`rows::round_row`] has written.
 pub const ROW_ZERO: u8 = 128;
 
 /// Adding this to a number of less than 22 bits rounds it to an integer, ties to even, which then is in the lowest bits.
 pub(crate) const ROUNDING: f32 = 12_582_912.0;
 
-/// The instructions that a function may use.
+/// Instructions that this processor has, and that a function may use: only [`Self::detect`] and [`Self::all`] make one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct InstructionSet(InstructionKind);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InstructionSet {
+enum InstructionKind {
     /// AVX-512 with products of bfloat16.
     Avx512Bf16,
     Avx512,
@@ -27,16 +32,26 @@ pub enum InstructionSet {
 }
 
 impl InstructionSet {
-    /// The fastest of this processor.
+    /// The fastest.
     pub fn detect() -> Self {
-        Self::all().next().unwrap_or(Self::Portable)
+        Self::all().next().unwrap_or(Self(InstructionKind::Portable))
     }
 
-    /// All that this processor has, the fastest first.
+    /// All, the fastest first.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Portable].into_iter().filter(|set| set.is_available())
+        let kinds =
+            [InstructionKind::Avx512Bf16, InstructionKind::Avx512, InstructionKind::Avx2, InstructionKind::Portable];
+        kinds.into_iter().filter(|kind| kind.is_available()).map(Self)
     }
+}
 
+impl fmt::Debug for InstructionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl InstructionKind {
     #[cfg(target_arch = "x86_64")]
     fn is_available(self) -> bool {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
@@ -117,7 +132,7 @@ macro_rules! for_each_instruction_set {
 
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::kernels::{FusedMultiplyAdd, InstructionSet};
+                use $crate::kernels::{FusedMultiplyAdd, InstructionKind};
 
                 #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
                 fn avx512($($argument: $type),*) $(-> $result)? {
@@ -129,11 +144,11 @@ macro_rules! for_each_instruction_set {
                     $generic::<FusedMultiplyAdd>($($argument),*)
                 }
 
-                // SAFETY: `InstructionSet::all` gives only what this processor has.
-                match instructions {
-                    InstructionSet::Avx512Bf16 | InstructionSet::Avx512 => return unsafe { avx512($($argument),*) },
-                    InstructionSet::Avx2 => return unsafe { avx2($($argument),*) },
-                    InstructionSet::Portable => {}
+                // SAFETY: an `InstructionSet` is one that this processor has.
+                match instructions.0 {
+                    InstructionKind::Avx512Bf16 | InstructionKind::Avx512 => return unsafe { avx512($($argument),*) },
+                    InstructionKind::Avx2 => return unsafe { avx2($($argument),*) },
+                    InstructionKind::Portable => {}
                 }
             }
 
@@ -198,6 +213,6 @@ mod tests {
 
     #[test]
     fn a_processor_has_at_least_portable_instructions() {
-        assert_eq!(InstructionSet::all().last(), Some(InstructionSet::Portable));
+        assert_eq!(InstructionSet::all().last(), Some(InstructionSet(InstructionKind::Portable)));
     }
 }
