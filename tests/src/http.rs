@@ -2,10 +2,11 @@
 //! so nothing here normalises anything.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use hush_listener::free_port;
 
 /// Long enough for a cold load and a transcription on a busy machine; a hang still ends the test.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(300);
@@ -34,7 +35,7 @@ impl Response {
 
 /// An address of the loopback on which nothing listens, for a program that cannot tell where it listens.
 pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    Ok((Ipv4Addr::LOCALHOST, free_port()?).into())
 }
 
 pub fn connect(address: SocketAddr) -> Result<TcpStream> {

@@ -1,7 +1,7 @@
 //! The life of the sidecar: its options become an app, models, runners and listeners; a signal ends them in order.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hush_access::Tls;
-use hush_listener::ListenOptions;
 use hush_listener::open_files::{FileBudget, raise_limit};
 use hush_listener::spool::{SpoolOptions, check_folder};
+use hush_listener::{ListenOptions, free_port};
 use hush_log::{LogSetup, exposed_secret, register_program_metrics};
 use hush_residency::admin::error_body;
 use hush_residency::{DrainEnd, LifecycleSettings, ModelSettings, Models, ResidencyMetrics};
@@ -261,7 +261,7 @@ fn upstream_settings(args: &SidecarArgs, app: &Arc<App>) -> anyhow::Result<Upstr
             bail!("where the app listens is not known: give --upstream URL, or the app's command after `--`")
         }
         None => {
-            let port = args.process.port.map_or_else(free_port, Ok)?;
+            let port = args.process.port.map_or_else(free_port, Ok).context("looking for a free port for the app")?;
             UpstreamSettings::new(Ipv4Addr::LOCALHOST.to_string(), port)
         }
     };
@@ -277,13 +277,6 @@ fn upstream_settings(args: &SidecarArgs, app: &Arc<App>) -> anyhow::Result<Upstr
         settings.credential = Some(credential);
     }
     Ok(settings)
-}
-
-/// A port of the loopback that nothing listens on now.
-fn free_port() -> anyhow::Result<u16> {
-    let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port for the app")?;
-
-    Ok(listener.local_addr()?.port())
 }
 
 /// `None`: the sidecar does not start the app.

@@ -1,7 +1,7 @@
 //! The processes of a control plane.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -17,6 +17,7 @@ use tokio::sync::OnceCell;
 use super::credentials::{ADMIN_TOKEN, ForgedToken, ISSUER, PlaneCredentials};
 use super::keeper::Keeper;
 use super::programs::Programs;
+use crate::http::free_address;
 use crate::process;
 use crate::wait::eventually;
 
@@ -79,7 +80,7 @@ impl ControlPlane {
     async fn try_start(programs: Programs, args: &[&str]) -> Result<Self> {
         let keeper = Keeper::start()?;
         let credentials = PlaneCredentials::write(keeper.folder())?;
-        let [etcd, etcd_peers, address] = free_ports()?.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let [etcd, etcd_peers, address] = [free_address()?, free_address()?, free_address()?];
         let plane = Self {
             programs,
             credentials,
@@ -290,12 +291,4 @@ impl Drop for ControlPlane {
 
 fn pids(running: &PlaneProcesses) -> Vec<u32> {
     [&running.etcd, &running.api_server].into_iter().flatten().map(Child::id).collect()
-}
-
-/// Different ports without a listener at the moment of the call.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    let listeners: Vec<TcpListener> =
-        (0..N).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
-    let ports: Vec<u16> = listeners.iter().map(|l| Ok(l.local_addr()?.port())).collect::<Result<_>>()?;
-    ports.try_into().map_err(|_| anyhow::anyhow!("too few ports"))
 }

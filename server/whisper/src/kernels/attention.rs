@@ -441,7 +441,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernels::{ROW_ZERO, tests::Numbers};
+    use crate::kernels::{InstructionKind, ROW_ZERO, tests::Numbers};
 
     struct AttentionCase {
         shape: AttentionShape,
@@ -528,21 +528,23 @@ mod tests {
         }
     }
 
-    /// A byte has a precision of 1/254 of its row; bfloat16 has eight bits.
+    /// A byte is within half a step of its row. The rounding to bfloat16 changes the weights of the values, so that the error
+    /// grows with these and not with their sum.
     fn assert_close(case: &AttentionCase, part: usize) {
         let expected = case.expected();
-        let columns = case.shape.columns();
+        let (columns, bias) = (case.shape.columns(), case.bias.iter().fold(0.0f32, |most, value| most.max(value.abs())));
+        let largest = case.qkv.iter().fold(0.0f32, |most, value| most.max(value.abs())) * 1.5 + bias;
 
         for instructions in InstructionSet::all() {
+            let rounding = if instructions.0 == InstructionKind::Avx512Bf16 { 0.02 * f64::from(largest) } else { 1e-4 };
             let found = case.attended(instructions, part);
+
             for (row, (found, expected)) in found.chunks(columns).zip(expected.chunks(columns)).enumerate() {
                 let size = expected.iter().fold(0.0f64, |size, value| size.max(value.abs()));
                 for (found, expected) in found.iter().zip(expected) {
                     let difference = (f64::from(*found) - expected).abs();
-                    assert!(
-                        difference < 0.02 * size + 1e-6,
-                        "{instructions:?}, row {row}: {found} instead of {expected}"
-                    );
+                    let allowed = 0.51 / 127.0 * (size + rounding) + rounding;
+                    assert!(difference <= allowed, "{instructions:?}, row {row}: {found} instead of {expected}");
                 }
             }
         }
