@@ -532,8 +532,9 @@ mod tests {
     /// grows with these and not with their sum.
     fn assert_close(case: &AttentionCase, part: usize) {
         let expected = case.expected();
-        let (columns, bias) = (case.shape.columns(), case.bias.iter().fold(0.0f32, |most, value| most.max(value.abs())));
-        let largest = case.qkv.iter().fold(0.0f32, |most, value| most.max(value.abs())) * 1.5 + bias;
+        let columns = case.shape.columns();
+        let most = |values: &[f32]| values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        let largest = 1.5 * most(&case.qkv) + most(&case.bias);
 
         for instructions in InstructionSet::all() {
             let rounding = if instructions.0 == InstructionKind::Avx512Bf16 { 0.02 * f64::from(largest) } else { 1e-4 };

@@ -12,6 +12,9 @@ use super::{
 };
 use crate::kernels::rows::{ByteRows, NormParameters, RowTaps, ScaledProduct, add_norm_rows, gelu_rows, norm_rows};
 
+/// A convolution of Whisper has three taps, and a stride of two.
+const MOST_TAPS: usize = 16;
+
 const REAL: OperatorInput = OperatorInput::required(TensorElementType::Float32);
 const BYTES: OperatorOutput = OperatorOutput::required(TensorElementType::Uint8);
 const REAL_OUTPUT: OperatorOutput = OperatorOutput::required(TensorElementType::Float32);
@@ -166,7 +169,8 @@ impl Operator for GeluRowsOperator {
     fn create_kernel(&self, context: &KernelContext<'_>) -> Result<GeluRowsKernel, Error> {
         let number = |name: &str| {
             let value = context.get::<i64>(name).and_then(|value| usize::try_from(value).ok());
-            value.filter(|value| *value > 0).ok_or_else(|| Error::new(format!("`GeluRows` has no `{name}` above 0")))
+            let value = value.filter(|value| (1..=MOST_TAPS).contains(value));
+            value.ok_or_else(|| Error::new(format!("`GeluRows` has no `{name}` between 1 and {MOST_TAPS}")))
         };
 
         Ok(GeluRowsKernel { work: self.work, taps: RowTaps { taps: number("taps")?, stride: number("stride")? } })
