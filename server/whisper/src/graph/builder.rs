@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::checkpoint::{Checkpoint, CheckpointTensor, Config, SpecialTokens};
+use crate::kernels::rows::EPSILON;
 use crate::onnx::{ElementType, GraphWriter, PlacedTensor, TensorWriter, WeightsFile};
 
 use super::{BuildError, Precision, quantise};
@@ -11,9 +12,8 @@ pub type Result<T, E = BuildError> = std::result::Result<T, E>;
 
 /// Sizes of blocks of 8-bit weights with one scale; the first that divides the row is used.
 const BLOCKS: [usize; 4] = [128, 64, 32, 16];
-pub const EPSILON: f32 = 1e-5;
-/// The power of a norm's gain by which [`GraphBuilder::balanced_norm_parameters`] divide its output. With 0 or with 0.5 and more the
-/// encoder of real weights is less exact.
+/// The power of a norm's gain by which [`GraphBuilder::balanced_norm_parameters`] divides its output. With 0 or with 0.5 and
+/// more the encoder of real weights is less exact.
 const ENCODER_BALANCE: f32 = 0.25;
 /// The same for the norm before the vocabulary, whose gains differ most. Both 0.25 and 0.75 are less exact.
 const VOCABULARY_BALANCE: f32 = 0.5;
@@ -107,6 +107,12 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         Ok(())
     }
 
+    /// Like [`Self::table`], for a row of f32.
+    fn real_table(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.table(name, ElementType::F32, &[values.len()], &bytes)
+    }
+
     fn tensor(&self, name: &str) -> Result<CheckpointTensor<'a>> {
         Ok(self.checkpoint.weights.tensor(name)?)
     }
@@ -141,6 +147,16 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         Ok(name)
     }
 
+    /// The weights of `packed`, each `[outputs, inputs]`, and the sides of all side by side, `[inputs, outputs]`.
+    fn packed_weights(&self, packed: &PackedProjections<'_>) -> Result<(Vec<CheckpointTensor<'a>>, [usize; 2])> {
+        let tensors: Vec<CheckpointTensor<'a>> =
+            packed.parts.iter().map(|(part, _)| self.tensor(&format!("{part}.weight"))).collect::<Result<_>>()?;
+        let outputs = tensors.iter().filter_map(|t| t.shape().first()).sum();
+        let inner = tensors.first().and_then(|t| t.shape().get(1)).copied().unwrap_or_default();
+
+        Ok((tensors, [inner, outputs]))
+    }
+
     /// `out = x weights + bias`.
     pub fn linear(
         &mut self,
@@ -151,10 +167,7 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         out: &str,
     ) -> Result<()> {
         let with_bias = with_bias && packed.parts.iter().any(|(_, bias)| *bias);
-        let tensors: Vec<CheckpointTensor<'a>> =
-            packed.parts.iter().map(|(part, _)| self.tensor(&format!("{part}.weight"))).collect::<Result<_>>()?;
-        let outputs: usize = tensors.iter().filter_map(|t| t.shape().first()).sum();
-        let inner = tensors.first().and_then(|t| t.shape().get(1)).copied().unwrap_or_default();
+        let (tensors, [inner, outputs]) = self.packed_weights(packed)?;
         let bias = if with_bias { self.bias(packed)? } else { String::new() };
 
         match kind {
@@ -216,10 +229,7 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
     /// `out = x weights` in f32, without the scales of the rows of `x` and without biases. The weights have bytes too, with
     /// one scale for each output. Returns the name of the biases, one after the other.
     pub fn byte_product(&mut self, x: &ByteActivation, packed: &PackedProjections<'_>, out: &str) -> Result<String> {
-        let tensors: Vec<CheckpointTensor<'a>> =
-            packed.parts.iter().map(|(part, _)| self.tensor(&format!("{part}.weight"))).collect::<Result<_>>()?;
-        let outputs = tensors.iter().filter_map(|t| t.shape().first()).sum();
-        let inner = tensors.first().and_then(|t| t.shape().get(1)).copied().unwrap_or_default();
+        let (tensors, [inner, outputs]) = self.packed_weights(packed)?;
 
         let (weight, scale) = (format!("{}.weight", packed.name), format!("{}.scale", packed.name));
         let bytes = self.weights.add(&weight, ElementType::I8, &[inner, outputs], |out| {
@@ -242,10 +252,9 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         let (tensor, shape) = self.convolution_weight(name)?;
         let (weight, scale) = (format!("{name}.rows"), format!("{name}.scale"));
         let (bytes, scales) = quantise::columns_i8(&quantise::taps_first(&tensor)?, shape[1]);
-        let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
 
         self.table(&weight, ElementType::I8, &shape, &bytes)?;
-        self.table(&scale, ElementType::F32, &shape[1..], &scales)?;
+        self.real_table(&scale, &scales)?;
         self.multiply_bytes(x, [&weight, &scale], out);
 
         self.plain(&format!("{name}.bias"))
@@ -306,8 +315,8 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
             .int("gather_axis", 0)
             .int("quantize_axis", 1);
 
-        let inverses: Vec<u8> = divisors.iter().flat_map(|divisor| divisor.recip().to_le_bytes()).collect();
-        self.table(&inverse, ElementType::F32, &[divisors.len()], &inverses)?;
+        let inverses: Vec<f32> = divisors.iter().map(|divisor| divisor.recip()).collect();
+        self.real_table(&inverse, &inverses)?;
         self.graph.op("Mul", &[&balanced, &inverse], &[out]);
 
         Ok(())
@@ -356,8 +365,7 @@ impl<'a, 'w> GraphBuilder<'a, 'w> {
         for part in parts {
             let mut values = self.tensor(&format!("{name}.{part}"))?.to_vec()?;
             values.iter_mut().zip(divisors).for_each(|(value, divisor)| *value /= divisor);
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            self.table(&format!("{name}.balanced_{part}"), ElementType::F32, &[values.len()], &bytes)?;
+            self.real_table(&format!("{name}.balanced_{part}"), &values)?;
         }
 
         Ok(parts.map(|part| format!("{name}.balanced_{part}")))

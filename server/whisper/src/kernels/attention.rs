@@ -169,7 +169,7 @@ fn pack_head_of<P: ProductRegister, M: MultiplyAdd, const ROWS: usize>(
     head: usize,
     packed: PackedHead<'_>,
 ) {
-    let AttentionShape { positions, width, .. } = input.shape;
+    let width = input.shape.width;
     let sizes = PackedSizes::new::<P>(input.shape);
     let (keys_at, values_at) = (input.shape.columns() + head * width, 2 * input.shape.columns() + head * width);
 
@@ -179,14 +179,9 @@ fn pack_head_of<P: ProductRegister, M: MultiplyAdd, const ROWS: usize>(
     // [tile, depth, keys of a tile]
     for (tile, packed) in packed.keys.chunks_exact_mut(sizes.tile * sizes.depth).enumerate() {
         for lane in 0..sizes.tile {
-            let position = tile * sizes.tile + lane;
-            if position < positions {
-                read_part::<M>(input.product, position, keys_at, 1.0, &mut row[..width]);
-                // SAFETY: the caller selected instructions that the processor has.
-                unsafe { P::pack(&row[..width], &mut numbers) };
-            } else {
-                numbers.fill(0);
-            }
+            read_position::<M>(input, tile * sizes.tile + lane, keys_at, &mut row[..width]);
+            // SAFETY: the caller selected instructions that the processor has.
+            unsafe { P::pack(&row[..width], &mut numbers) };
 
             for (number, packed) in numbers.iter().zip(packed.chunks_exact_mut(sizes.tile)) {
                 packed[lane] = *number;
@@ -441,7 +436,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernels::{InstructionKind, ROW_ZERO, tests::Numbers};
+    use crate::kernels::{
+        InstructionKind, ROW_ZERO,
+        tests::{Numbers, real_rows},
+    };
 
     struct AttentionCase {
         shape: AttentionShape,
@@ -523,8 +521,7 @@ mod tests {
                 attend(instructions, self.input(), packed, rows, ByteRows { bytes, scales });
             }
 
-            let value = |(at, byte): (usize, &u8)| (f32::from(*byte) - f32::from(ROW_ZERO)) * scales[at / columns];
-            bytes.iter().enumerate().map(value).collect()
+            real_rows(&bytes, &scales, columns, ROW_ZERO)
         }
     }
 

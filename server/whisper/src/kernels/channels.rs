@@ -1,9 +1,6 @@
 //! Keys and values of the cross-attention in bytes.
 
-use super::{MultiplyAdd, ROUNDING, for_each_instruction_set, rows::ScaledProduct};
-
-/// The scale of a column of zeros must not be zero.
-const LEAST_SCALE: f32 = 1e-20;
+use super::{LEAST_SCALE, MultiplyAdd, ROUNDING, for_each_instruction_set, rows::ScaledProduct};
 
 for_each_instruction_set! {
     /// The columns from `first` on of all rows of `product`, in signed bytes with one scale for each column: `bytes` are

@@ -14,6 +14,9 @@ use std::fmt;
 /// The byte that means zero in rows that [`rows::round_row`] has written.
 pub const ROW_ZERO: u8 = 128;
 
+/// The scale of a row or column of zeros must not be zero.
+const LEAST_SCALE: f32 = 1e-20;
+
 /// Adding this to a number of less than 22 bits rounds it to an integer, ties to even, which then is in the lowest bits.
 pub(crate) const ROUNDING: f32 = 12_582_912.0;
 
@@ -181,6 +184,12 @@ mod tests {
             self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
         }
+    }
+
+    /// What rows in bytes stand for.
+    pub fn real_rows(bytes: &[u8], scales: &[f32], columns: usize, zero: u8) -> Vec<f32> {
+        let value = |(at, byte): (usize, &u8)| (f32::from(*byte) - f32::from(zero)) * scales[at / columns];
+        bytes.iter().enumerate().map(value).collect()
     }
 
     for_each_instruction_set! {

@@ -84,6 +84,61 @@ pub(super) unsafe fn multiply<P: ProductRegister, const ROWS: usize>(
     }
 }
 
+/// Defines a register of f32 by its instructions.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! real_register {
+    (
+        $name:ident,
+        $lanes:literal,
+        $register:ty,
+        $zero:expr,
+        $load:ident,
+        $splat:ident,
+        |$sums:ident, $a:ident, $b:ident| $add_product:expr,
+        $store:ident $(,)?
+    ) => {
+        pub struct $name;
+
+        impl ProductRegister for $name {
+            const LANES: usize = $lanes;
+            const PACKED: usize = 1;
+
+            type Sums = $register;
+            type Factors = $register;
+
+            #[inline(always)]
+            unsafe fn zero() -> $register {
+                // SAFETY: the processor has the instruction; so it is below.
+                unsafe { $zero }
+            }
+
+            #[inline(always)]
+            unsafe fn load(from: *const u32) -> $register {
+                // SAFETY: as above.
+                unsafe { $load(from.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn splat(number: u32) -> $register {
+                // SAFETY: as above.
+                unsafe { $splat(f32::from_bits(number)) }
+            }
+
+            #[inline(always)]
+            unsafe fn add_product($sums: $register, $a: $register, $b: $register) -> $register {
+                // SAFETY: as above.
+                unsafe { $add_product }
+            }
+
+            #[inline(always)]
+            unsafe fn store(sums: $register, to: *mut f32) {
+                // SAFETY: as above.
+                unsafe { $store(to, sums) }
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::NeonRegister;
 
@@ -93,46 +148,17 @@ mod neon {
 
     use super::ProductRegister;
 
-    /// A register of f32, which every processor of this architecture has.
-    pub struct NeonRegister;
-
-    impl ProductRegister for NeonRegister {
-        const LANES: usize = 4;
-        const PACKED: usize = 1;
-
-        type Sums = float32x4_t;
-        type Factors = float32x4_t;
-
-        #[inline(always)]
-        unsafe fn zero() -> float32x4_t {
-            // SAFETY: the processor has the instruction; so it is below.
-            unsafe { vdupq_n_f32(0.0) }
-        }
-
-        #[inline(always)]
-        unsafe fn load(from: *const u32) -> float32x4_t {
-            // SAFETY: as above.
-            unsafe { vld1q_f32(from.cast()) }
-        }
-
-        #[inline(always)]
-        unsafe fn splat(number: u32) -> float32x4_t {
-            // SAFETY: as above.
-            unsafe { vdupq_n_f32(f32::from_bits(number)) }
-        }
-
-        #[inline(always)]
-        unsafe fn add_product(sums: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
-            // SAFETY: as above.
-            unsafe { vfmaq_f32(sums, a, b) }
-        }
-
-        #[inline(always)]
-        unsafe fn store(sums: float32x4_t, to: *mut f32) {
-            // SAFETY: as above.
-            unsafe { vst1q_f32(to, sums) }
-        }
-    }
+    // Every processor of this architecture has it.
+    real_register!(
+        NeonRegister,
+        4,
+        float32x4_t,
+        vdupq_n_f32(0.0),
+        vld1q_f32,
+        vdupq_n_f32,
+        |sums, a, b| vfmaq_f32(sums, a, b),
+        vst1q_f32,
+    );
 }
 
 /// Registers of any processor: the compiler finds instructions for the loops.
@@ -250,69 +276,24 @@ mod x86 {
         }
     }
 
-    /// A register of f32.
-    macro_rules! real_register {
-        ($name:ident, $lanes:literal, $register:ty, $zero:ident, $load:ident, $splat:ident, $multiply_add:ident, $store:ident) => {
-            pub struct $name;
-
-            impl ProductRegister for $name {
-                const LANES: usize = $lanes;
-                const PACKED: usize = 1;
-
-                type Sums = $register;
-                type Factors = $register;
-
-                #[inline(always)]
-                unsafe fn zero() -> $register {
-                    // SAFETY: the processor has the instruction; so it is below.
-                    unsafe { $zero() }
-                }
-
-                #[inline(always)]
-                unsafe fn load(from: *const u32) -> $register {
-                    // SAFETY: as above.
-                    unsafe { $load(from.cast()) }
-                }
-
-                #[inline(always)]
-                unsafe fn splat(number: u32) -> $register {
-                    // SAFETY: as above.
-                    unsafe { $splat(f32::from_bits(number)) }
-                }
-
-                #[inline(always)]
-                unsafe fn add_product(sums: $register, a: $register, b: $register) -> $register {
-                    // SAFETY: as above.
-                    unsafe { $multiply_add(a, b, sums) }
-                }
-
-                #[inline(always)]
-                unsafe fn store(sums: $register, to: *mut f32) {
-                    // SAFETY: as above.
-                    unsafe { $store(to, sums) }
-                }
-            }
-        };
-    }
-
     real_register!(
         Avx512Register,
         16,
         __m512,
-        _mm512_setzero_ps,
+        _mm512_setzero_ps(),
         _mm512_loadu_ps,
         _mm512_set1_ps,
-        _mm512_fmadd_ps,
-        _mm512_storeu_ps
+        |sums, a, b| _mm512_fmadd_ps(a, b, sums),
+        _mm512_storeu_ps,
     );
     real_register!(
         Avx2Register,
         8,
         __m256,
-        _mm256_setzero_ps,
+        _mm256_setzero_ps(),
         _mm256_loadu_ps,
         _mm256_set1_ps,
-        _mm256_fmadd_ps,
-        _mm256_storeu_ps
+        |sums, a, b| _mm256_fmadd_ps(a, b, sums),
+        _mm256_storeu_ps,
     );
 }

@@ -1,6 +1,6 @@
 //! Functions over the rows of an activation: each frame of the audio is a row.
 
-use super::{MultiplyAdd, ROUNDING, ROW_ZERO, exp2, for_each_instruction_set};
+use super::{LEAST_SCALE, MultiplyAdd, ROUNDING, ROW_ZERO, exp2, for_each_instruction_set};
 
 /// Numbers that are processed at a time: enough for the widest registers.
 const LANES: usize = 16;
@@ -13,10 +13,8 @@ pub const GELU_STEP: f32 = (1.0 - LEAST_GELU) / 255.0;
 pub const GELU_ZERO: u8 = (-LEAST_GELU / GELU_STEP + 0.5) as u8;
 /// A row whose largest value is less has this range.
 const LEAST_GELU_RANGE: f32 = 1.0;
-/// The scale of a row of zeros must not be zero.
-const LEAST_SCALE: f32 = 1e-20;
-
-const EPSILON: f32 = 1e-5;
+/// Added to the variance by every layer normalisation of Whisper.
+pub const EPSILON: f32 = 1e-5;
 
 /// A product of bytes without the scales of its rows and without the bias.
 #[derive(Clone, Copy)]
@@ -246,7 +244,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernels::{InstructionSet, tests::Numbers};
+    use crate::kernels::{
+        InstructionSet,
+        tests::{Numbers, real_rows},
+    };
 
     /// The exact GELU, by the series of the error function's integral.
     fn exact_gelu(x: f64) -> f64 {
@@ -255,11 +256,6 @@ mod tests {
         let density = |t: f64| (-t * t / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
         let area: f64 = (0..steps).map(|i| density((f64::from(i) + 0.5) * step) * step).sum();
         x * (0.5 + area)
-    }
-
-    fn real_rows(bytes: &[u8], scales: &[f32], columns: usize, zero: u8) -> Vec<f32> {
-        let value = |(at, byte): (usize, &u8)| (f32::from(*byte) - f32::from(zero)) * scales[at / columns];
-        bytes.iter().enumerate().map(value).collect()
     }
 
     struct Activation {

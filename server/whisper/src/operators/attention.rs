@@ -66,7 +66,7 @@ impl Kernel for AttentionKernel {
         let shape = AttentionShape { positions, heads: self.heads, width: qkv.columns / 3 / self.heads };
         let columns = shape.columns();
         let qkv = qkv.expect([windows, positions, 3 * columns])?;
-        let row_scales = InputTensor::read("row_scale", &values[1])?.expect([windows, positions, 1])?.values;
+        let row_scales = InputTensor::read("row_scale", &values[1])?.expect([windows, positions, 1])?;
         let bias = InputTensor::read("bias", &values[2])?.expect([1, 1, 3 * columns])?.values;
 
         let mut bytes = output(context, 0, &[windows, positions, columns])?;
@@ -76,8 +76,7 @@ impl Kernel for AttentionKernel {
 
         let out = bytes.chunks_exact_mut(positions * columns).zip(scales.chunks_exact_mut(positions));
         for (window, (bytes, scales)) in out.enumerate() {
-            let row_scales = &row_scales[window * positions..][..positions];
-            let product = ScaledProduct { values: qkv.window(window), row_scales, bias };
+            let product = ScaledProduct { values: qkv.window(window), row_scales: row_scales.window(window), bias };
             self.attend_window(context, AttentionInput { shape, product }, ByteRows { bytes, scales })?;
         }
 

@@ -50,7 +50,7 @@ impl Kernel for CrossBytesKernel {
         let width = kv.columns / 2 / self.heads;
         let columns = self.heads * width;
         let kv = kv.expect([windows, rows, 2 * columns])?;
-        let row_scales = InputTensor::read("row_scale", &values[1])?.expect([windows, rows, 1])?.values;
+        let row_scales = InputTensor::read("row_scale", &values[1])?.expect([windows, rows, 1])?;
         let bias = InputTensor::read("bias", &values[2])?.expect([1, 1, 2 * columns])?.values;
 
         let (byte_shape, scale_shape) = ([windows, self.heads, rows, width], [windows, 1, columns]);
@@ -69,8 +69,7 @@ impl Kernel for CrossBytesKernel {
 
             for (number, (bytes, scales)) in bytes.chunks_mut(rows * width).zip(scales.chunks_mut(width)).enumerate() {
                 let (window, head) = (number / self.heads, number % self.heads);
-                let row_scales = &row_scales[window * rows..][..rows];
-                let product = ScaledProduct { values: kv.window(window), row_scales, bias };
+                let product = ScaledProduct { values: kv.window(window), row_scales: row_scales.window(window), bias };
                 parts.push((product, side + head * width, bytes, scales));
             }
         }

@@ -19,12 +19,13 @@ const REAL: OperatorInput = OperatorInput::required(TensorElementType::Float32);
 const BYTES: OperatorOutput = OperatorOutput::required(TensorElementType::Uint8);
 const REAL_OUTPUT: OperatorOutput = OperatorOutput::required(TensorElementType::Float32);
 
+#[derive(Clone, Copy)]
 pub struct NormRowsOperator {
     pub work: OperatorWork,
 }
 
 impl Operator for NormRowsOperator {
-    type Kernel<'attr> = NormRowsKernel;
+    type Kernel<'attr> = Self;
 
     fn name(&self) -> &'static str {
         "NormRows"
@@ -38,16 +39,12 @@ impl Operator for NormRowsOperator {
         [BYTES, REAL_OUTPUT]
     }
 
-    fn create_kernel(&self, _: &KernelContext<'_>) -> Result<NormRowsKernel, Error> {
-        Ok(NormRowsKernel { work: self.work })
+    fn create_kernel(&self, _: &KernelContext<'_>) -> Result<Self, Error> {
+        Ok(*self)
     }
 }
 
-pub struct NormRowsKernel {
-    work: OperatorWork,
-}
-
-impl Kernel for NormRowsKernel {
+impl Kernel for NormRowsOperator {
     fn compute(&mut self, context: &ComputeContext) -> Result<(), Error> {
         let [x, gain, bias] = ["x", "gain", "bias"];
         let values = [input(context, 0, x)?, input(context, 1, gain)?, input(context, 2, bias)?];
@@ -79,12 +76,13 @@ fn norm_parameters<'v>(
     Ok(NormParameters { gain: gain.values, bias: bias.values })
 }
 
+#[derive(Clone, Copy)]
 pub struct AddNormRowsOperator {
     pub work: OperatorWork,
 }
 
 impl Operator for AddNormRowsOperator {
-    type Kernel<'attr> = AddNormRowsKernel;
+    type Kernel<'attr> = Self;
 
     fn name(&self) -> &'static str {
         "AddNormRows"
@@ -98,16 +96,12 @@ impl Operator for AddNormRowsOperator {
         [REAL_OUTPUT, BYTES, REAL_OUTPUT]
     }
 
-    fn create_kernel(&self, _: &KernelContext<'_>) -> Result<AddNormRowsKernel, Error> {
-        Ok(AddNormRowsKernel { work: self.work })
+    fn create_kernel(&self, _: &KernelContext<'_>) -> Result<Self, Error> {
+        Ok(*self)
     }
 }
 
-pub struct AddNormRowsKernel {
-    work: OperatorWork,
-}
-
-impl Kernel for AddNormRowsKernel {
+impl Kernel for AddNormRowsOperator {
     fn compute(&mut self, context: &ComputeContext) -> Result<(), Error> {
         let names = ["x", "product", "row_scale", "bias", "gain", "bias of the norm"];
         let [x, product, row_scale, bias, gain, norm_bias] = names;
@@ -192,8 +186,8 @@ impl Kernel for GeluRowsKernel {
 
         let scale_value = context.input(2)?;
         let row_scales = match &scale_value {
-            Some(value) => InputTensor::read(row_scale, value)?.expect([windows, rows, 1])?.values,
-            None => &[],
+            Some(value) => Some(InputTensor::read(row_scale, value)?.expect([windows, rows, 1])?),
+            None => None,
         };
 
         let (out_rows, out_columns) = (rows / self.taps.stride, self.taps.taps * columns);
@@ -209,7 +203,7 @@ impl Kernel for GeluRowsKernel {
         let mut parts = Vec::new();
         let all = bytes.chunks_mut(out_rows * out_columns).zip(ranges.chunks_mut(out_rows));
         for (window, (bytes, ranges)) in all.enumerate() {
-            let row_scales = if row_scales.is_empty() { row_scales } else { &row_scales[window * rows..][..rows] };
+            let row_scales = row_scales.map_or(&[][..], |scales| scales.window(window));
             let product = ScaledProduct { values: product.window(window), row_scales, bias };
             let out = bytes.chunks_mut(part * out_columns).zip(ranges.chunks_mut(part)).enumerate();
             parts.extend(out.map(|(number, (bytes, scales))| (product, number * part, ByteRows { bytes, scales })));
